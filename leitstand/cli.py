@@ -1,0 +1,96 @@
+"""The `leitstand` command. Subcommands are imported when called, so that `--help` answers at once.
+
+Data goes to stdout, messages to stderr. Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 a gate or
+policy said no, 4 insufficient evidence, 5 the data set is not valid.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from leitstand import __version__
+from leitstand.errors import LeitstandError
+
+__all__ = ["app", "main"]
+
+# name: (module below leitstand.commands, help line). The help stands here so that listing imports nothing.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("local", "Start everything on this machine: Prefect, a worker, the deployed Bentos."),
+    "down": ("local", "Stop what `up` started."),
+    "status": ("local", "Show what runs, where, and whether it is ready."),
+    "doctor": ("doctor", "Check this installation and say how to mend what is wrong."),
+    "init": ("init", "Write a new use case that runs."),
+    "run": ("run", "Run the lifecycle of a use case in this process: data, training, gates, registry, Bento."),
+    "data": ("data", "Ingest and validate data sets."),
+    "runs": ("runs", "List, compare and sync training runs."),
+    "models": ("models", "List, show, promote and verify registered model versions."),
+    "package": ("package", "Build a Bento from a registered version."),
+    "predict": ("predict", "Send texts to a served Bento and print the answers."),
+    "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists subcommands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the module of a command and returns the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        if _only_listing():
+            return click.Command(cmd_name, help=COMMANDS[cmd_name][1])
+        module = importlib.import_module(f"leitstand.commands.{COMMANDS[cmd_name][0]}")
+        command = typer.main.get_command(module.app)
+        if isinstance(command, click.Group) and cmd_name in command.commands:
+            command = command.commands[cmd_name]
+        command.name = cmd_name
+        command.help = command.help or COMMANDS[cmd_name][1]
+        return command
+
+
+def _only_listing() -> bool:
+    return all(argument.startswith("-") for argument in sys.argv[1:])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Runs language models responsibly in production: data to served model, and back."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs the command and maps errors to exit codes; a known error prints no traceback."""
+    try:
+        app(args=arguments)
+    except LeitstandError as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

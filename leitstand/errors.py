@@ -1,0 +1,126 @@
+"""The error tree of Leitstand.
+
+    LeitstandError
+    ├── ConfigurationError        a file, setting or argument is wrong         exit 2
+    ├── MissingExtraError         an optional dependency is not installed      exit 2
+    ├── NotFoundError             the named object does not exist              exit 1
+    ├── ConflictError             the object exists with other content         exit 1
+    ├── IntegrityError            bytes do not match their recorded digest     exit 1
+    ├── ValidationFailed          a data set breaks its expectations           exit 5
+    ├── PolicyDenied              a rule said no                               exit 3
+    │   ├── PromotionRejected     a gate failed
+    │   └── InsufficientEvidence  a gate could not decide                      exit 4
+    └── BackendError              something outside this process failed        exit 1
+        ├── TransientBackendError worth retrying
+        └── PermanentBackendError not worth retrying
+
+A message says what happened, to which object, with which value; ``hint`` says what to do next. No
+transport appears here: ``services/protocol.py`` maps errors to HTTP, the CLI maps them to exit codes.
+"""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackendError",
+    "ConfigurationError",
+    "ConflictError",
+    "InsufficientEvidence",
+    "IntegrityError",
+    "LeitstandError",
+    "MissingExtraError",
+    "NotFoundError",
+    "PermanentBackendError",
+    "PolicyDenied",
+    "PromotionRejected",
+    "TransientBackendError",
+    "ValidationFailed",
+    "bounded",
+]
+
+
+class LeitstandError(Exception):
+    """Base of every error that Leitstand raises on purpose.
+
+    Args:
+        message: What happened, to which object, with which value.
+        hint: What to do next; printed on its own line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  Fix: {self.hint}" if self.hint else self.message
+
+
+class ConfigurationError(LeitstandError):
+    """A use-case file, a setting or an argument is wrong."""
+
+    exit_code = 2
+
+
+class MissingExtraError(LeitstandError):
+    """A dependency that this feature needs is not installed."""
+
+    exit_code = 2
+
+
+class NotFoundError(LeitstandError):
+    """The named object does not exist."""
+
+
+class ConflictError(LeitstandError):
+    """The object exists already, with other content."""
+
+
+class IntegrityError(LeitstandError):
+    """Stored bytes do not match the digest recorded for them."""
+
+
+class ValidationFailed(LeitstandError):
+    """A data set breaks its expectations; ``failures`` names each of them."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, failures: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.failures = tuple(failures)
+
+
+class PolicyDenied(LeitstandError):
+    """A rule of the use case's policy said no."""
+
+    exit_code = 3
+
+
+class PromotionRejected(PolicyDenied):
+    """At least one gate failed."""
+
+
+class InsufficientEvidence(PolicyDenied):
+    """No gate failed, but at least one could not decide with the data at hand."""
+
+    exit_code = 4
+
+
+class BackendError(LeitstandError):
+    """A store, server or provider outside this process failed."""
+
+
+class TransientBackendError(BackendError):
+    """The same call may succeed later (time-out, lock, 5xx)."""
+
+
+class PermanentBackendError(BackendError):
+    """The same call will fail again (credentials, missing bucket, full disk)."""
+
+
+def bounded(items: Sequence[object], limit: int = 5) -> str:
+    """Joins ``items`` for a message, at most ``limit`` of them, and counts the rest."""
+    shown = ", ".join(str(item) for item in items[:limit])
+    rest = len(items) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown

@@ -1,0 +1,84 @@
+"""Digests and atomic writes: the two habits that keep half-written state out of every store."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["atomic_dir", "atomic_path", "canonical_json", "digest_bytes", "digest_file", "digest_json", "write_text"]
+
+
+def digest_bytes(data: bytes) -> str:
+    """``sha256:<hex>`` of the bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """``sha256:<hex>`` of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """``sha256:<hex>`` of the canonical JSON of a value."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `target`; renames it into place when the block succeeds.
+
+    The file is flushed to disk before the rename, so a crash leaves the old file or the new one.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target`; renames it into place when the block succeeds.
+
+    A `target` that exists already is replaced. Losing the race against another writer of the same
+    content-addressed folder is no error: the first one stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+    try:
+        yield part
+        part.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+            target.replace(old / "x")
+            part.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> Path:
+    """Writes UTF-8 text atomically and returns the path."""
+    with atomic_path(target) as part:
+        part.write_text(text, encoding="utf-8")
+    return target

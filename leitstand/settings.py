@@ -1,0 +1,162 @@
+"""The one settings tree, and the only module that reads the environment.
+
+Every variable starts with ``LEITSTAND_`` and nests with ``__``: ``LEITSTAND_REGISTRY__URI``. A ``.env``
+file in the working directory is read too. Build it once at the entry point with `load_settings` and
+pass it down. Secrets are `SecretStr` and never printed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from leitstand.errors import ConfigurationError
+
+__all__ = [
+    "BlobSettings",
+    "LineageSettings",
+    "LocalSettings",
+    "RegistrySettings",
+    "S3Settings",
+    "ServingSettings",
+    "Settings",
+    "TrackingSettings",
+    "apply_environment",
+    "load_settings",
+    "quiet_environment",
+]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RegistrySettings(_Group):
+    """Where model versions live."""
+
+    kind: Literal["mlflow", "wandb"] = "mlflow"
+    uri: str = Field("", description="SQLAlchemy URI or MLflow server; empty: SQLite below `home`")
+    artifacts: str = Field("", description="folder or s3:// prefix for model files; empty: a folder below `home`")
+    entity: str = Field("", description="W&B entity that owns the registry; only for kind=wandb")
+
+
+class TrackingSettings(_Group):
+    """Where training runs are logged."""
+
+    project: str = Field("leitstand", description="W&B project")
+    api_key: SecretStr | None = Field(None, description="W&B key; without one, runs stay offline")
+    base_url: str = Field("", description="W&B server of your own")
+
+
+class S3Settings(_Group):
+    """Credentials come from boto3's usual chain; these only say where the server is."""
+
+    endpoint_url: str = Field("", description="empty: AWS")
+    region: str = "us-east-1"
+    multipart_bytes: int = Field(16 * 2**20, ge=5 * 2**20, description="part size in bytes")
+
+
+class BlobSettings(_Group):
+    uri: str = Field("", description="folder or s3:// prefix; empty: a folder below `home`")
+
+
+class LineageSettings(_Group):
+    """Where OpenLineage events go: always to a file, and over HTTP when a URL is set."""
+
+    namespace: str = "leitstand"
+    url: str = Field("", description="OpenLineage HTTP endpoint, like http://marquez:5000")
+    api_key: SecretStr | None = None
+    timeout_s: float = Field(3.0, gt=0)
+
+
+class ServingSettings(_Group):
+    host: str = Field("127.0.0.1", description="address that Bentos bind to")
+    threads: int = Field(0, ge=0, description="compute threads of the engine; 0: one per physical core")
+    workers: int = Field(1, ge=1, description="processes per Bento")
+    engine: Literal["", "auto", "openvino", "torch"] = Field("", description="overrides the use case's choice")
+    drain_s: float = Field(20.0, ge=0, description="time in-flight requests get after SIGTERM")
+
+
+class LocalSettings(_Group):
+    """What `leitstand up` starts on this machine."""
+
+    prefect_port: int = Field(4200, ge=1, le=65535)
+    ready_timeout_s: float = Field(120.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """Everything that may differ between two installations of the same code."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LEITSTAND_", env_nested_delimiter="__", env_file=".env", extra="ignore", frozen=True
+    )
+
+    environment: Literal["local", "staging", "production"] = "local"
+    home: Path = Field(Path(".leitstand"), description="folder of everything that runs leave behind")
+    usecases: Path = Field(Path("usecases"), description="folder of the use cases")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    registry: RegistrySettings = RegistrySettings()
+    tracking: TrackingSettings = TrackingSettings()
+    s3: S3Settings = S3Settings()
+    blobs: BlobSettings = BlobSettings()
+    lineage: LineageSettings = LineageSettings()
+    serving: ServingSettings = ServingSettings()
+    local: LocalSettings = LocalSettings()
+
+    @model_validator(mode="after")
+    def _safe_outside_local(self) -> Self:
+        if self.environment != "local" and self.lineage.url.startswith("http://") and self.lineage.api_key:
+            raise ValueError("lineage.url must be https:// when an API key is sent outside environment=local")
+        return self
+
+    @property
+    def root(self) -> Path:
+        """`home` as an absolute path."""
+        return self.home.expanduser().resolve()
+
+
+def load_settings() -> Settings:
+    """Reads the environment and `.env`.
+
+    Raises:
+        ConfigurationError: A variable has a value that is not allowed; the message names the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise ConfigurationError("\n".join(lines), hint="correct the variable or the .env file") from error
+
+
+def _variable(loc: tuple[int | str, ...]) -> str:
+    return "LEITSTAND_" + "__".join(str(part) for part in loc).upper()
+
+
+def quiet_environment(settings: Settings, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for child processes: telemetry off, hubs offline, stores below `home`.
+
+    A value that is already set wins, so a user can point any tool elsewhere.
+    """
+    home = settings.root
+    defaults = {
+        "DO_NOT_TRACK": "true",
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "OPENVINO_TELEMETRY": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "BENTOML_HOME": str(home / "bentoml"),
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{settings.local.prefect_port}/api",
+    }
+    return defaults | dict(os.environ if base is None else base)
+
+
+def apply_environment(settings: Settings) -> None:
+    """Sets `quiet_environment` for this process; call before prefect, bentoml, wandb or mlflow is imported."""
+    os.environ.update(quiet_environment(settings))

@@ -1,0 +1,263 @@
+"""The records that cross a boundary: disk, registry, reports, HTTP.
+
+All are frozen pydantic models with a ``schema_version``; readers accept every version they know.
+Times are timezone-aware UTC. Scores are floats in [0, 1]; "not a number" is written as null.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from leitstand.errors import ConfigurationError
+
+__all__ = [
+    "Digest",
+    "EvaluationReport",
+    "GateOutcome",
+    "GateReport",
+    "GateResult",
+    "Interval",
+    "LedgerEntry",
+    "Metric",
+    "ModelCandidate",
+    "ModelRef",
+    "ModelVersion",
+    "RunRecord",
+    "Snapshot",
+    "SplitInfo",
+    "utc_now",
+]
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("a time needs a time zone")
+    return value.astimezone(UTC)
+
+
+Utc = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+def utc_now() -> datetime:
+    """The present moment; the default clock of every function that takes one."""
+    return datetime.now(UTC)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(_Record):
+    """Names a registered version: ``support:7`` by number, ``support@champion`` by alias."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `NAME:VERSION` or `NAME@ALIAS`.
+
+        Raises:
+            ConfigurationError: The text has neither form.
+        """
+        name, colon, version = text.partition(":")
+        if colon and version.isdigit():
+            return cls(name=name, version=int(version))
+        name, at, alias = text.partition("@")
+        if at and name and alias:
+            return cls(name=name, alias=alias)
+        raise ConfigurationError(
+            f"'{text}' does not name a model version", hint="write NAME:VERSION or NAME@ALIAS, like support@champion"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.version}" if self.version is not None else f"{self.name}@{self.alias}"
+
+
+class SplitInfo(_Record):
+    """One split of a snapshot: a Parquet file with the columns ``text`` and ``label``."""
+
+    path: Path
+    rows: int
+    digest: Digest
+
+
+class Snapshot(_Record):
+    """A validated, immutable copy of a data set. ``digest`` covers text and label of every row of every split."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    digest: Digest
+    labels: tuple[str, ...]
+    splits: dict[str, SplitInfo]
+    sources: dict[str, str] = Field(description="split name to the URI it was read from")
+    source_digests: dict[str, Digest] = Field(description="split name to the digest of the source file's bytes")
+    quarantined: int = 0
+    quarantine_file: Path | None = None
+    report_html: Path | None = None
+    report_json: Path | None = None
+
+
+class RunRecord(_Record):
+    """One finished training run: where its model lies and what it measured on the validation split."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    use_case: str
+    profile: str
+    seed: int
+    model_dir: Path
+    weights_digest: Digest
+    data_digest: Digest
+    base_model: str
+    base_digest: Digest
+    commit: str
+    tracking_url: str = Field("", description="where the tracker keeps the run: a URL, or an offline run's folder")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    training_seconds: float
+    resumed: bool = False
+    stopped_early: bool = False
+    curves: Path | None = Field(None, description="CSV with step, epoch, split, loss, accuracy, learning_rate")
+
+
+class Interval(_Record):
+    """A confidence interval at ``level``."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class Metric(_Record):
+    """One measured number over ``examples`` rows (or calls), with its interval where one can be given."""
+
+    name: str
+    value: float | None
+    examples: int
+    interval: Interval | None = None
+    slice: str | None = None
+
+
+class EvaluationReport(_Record):
+    """All numbers of one model on one data set, and per-row answers for paired tests."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    weights_digest: Digest
+    data_digest: Digest
+    split: str
+    evaluated_at: Utc
+    engine: str
+    metrics: tuple[Metric, ...]
+    predictions: Path = Field(description="Parquet: row, label, predicted, score, abstain, one row per example")
+    confusion: Path | None = Field(None, description="CSV: label, predicted, count (non-zero cells)")
+
+    def metric(self, name: str, slice: str | None = None) -> Metric | None:  # noqa: A002
+        """The metric `name` on `slice`, or None when it was not measured."""
+        return next((m for m in self.metrics if m.name == name and m.slice == slice), None)
+
+
+class GateOutcome(StrEnum):
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    INSUFFICIENT = "insufficient evidence"
+
+
+class GateResult(_Record):
+    """What one gate decided, on which numbers, and why."""
+
+    gate: str
+    metric: str
+    slice: str | None = None
+    outcome: GateOutcome
+    value: float | None
+    bound: float
+    bound_kind: Literal["floor", "ceiling"]
+    missed_by: float | None = Field(None, description="how far the value is on the wrong side; None when it is not")
+    examples: int
+    interval: Interval | None = None
+    champion_value: float | None = None
+    champion_test: str | None = None
+    p_value: float | None = None
+    reason: str
+
+
+class GateReport(_Record):
+    """The verdict on one candidate. The worst outcome of its gates is its own."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    weights_digest: Digest
+    data_digest: Digest
+    champion: str | None = None
+    decided_at: Utc
+    outcome: GateOutcome
+    results: tuple[GateResult, ...]
+
+
+class ModelCandidate(_Record):
+    """Everything a version is registered with. The same ``key`` registers once, however often it is tried."""
+
+    name: str
+    key: str = Field(description="digest over weights, data and gate verdict; makes `register` idempotent")
+    model_dir: Path
+    weights_digest: Digest
+    data_digest: Digest
+    base_model: str
+    commit: str
+    run_id: str
+    tracking_url: str = ""
+    profile: str
+    parent: str | None = Field(None, description="`NAME:VERSION` that was champion when this one was trained")
+    metrics: dict[str, float] = Field(default_factory=dict)
+    attachments: dict[str, Path] = Field(
+        default_factory=dict, description="file name to path: gate_report.json, gate_report.html, model_card.md, ..."
+    )
+
+
+class ModelVersion(_Record):
+    """A registered, immutable version, as any registry returns it."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    version: int
+    key: str
+    aliases: tuple[str, ...] = ()
+    weights_digest: Digest
+    data_digest: Digest
+    base_model: str
+    commit: str
+    run_id: str
+    tracking_url: str = ""
+    profile: str
+    parent: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    attachments: tuple[str, ...] = ()
+    created_at: Utc
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef(name=self.name, version=self.version)
+
+
+class LedgerEntry(_Record):
+    """One line of the promotion ledger: who moved which alias where, when, why, on what evidence."""
+
+    schema_version: Literal[1] = 1
+    sequence: int
+    at: Utc
+    name: str
+    alias: str
+    version: int | None = Field(description="None: the alias was removed")
+    previous: int | None
+    actor: str
+    reason: str
+    evidence: str = Field("", description="digest of the gate report, or a URL")
+    previous_hash: str
+    hash: str = Field(description="sha256 over this entry without `hash`, chained by `previous_hash`")

@@ -1,0 +1,368 @@
+"""The use-case file: one YAML document describes data, model, training, gates, serving, rollout and drift.
+
+``load("support")`` reads ``usecases/support/usecase.yaml`` into a frozen `UseCase`. A mistake is
+reported with file, line, key, value and what to write instead; all mistakes are reported at once.
+Nothing here reads data sets or loads models.
+"""
+
+import difflib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leitstand.errors import ConfigurationError, NotFoundError, bounded
+
+__all__ = [
+    "ChampionRule",
+    "CounterfactualSpec",
+    "DataSpec",
+    "DriftSpec",
+    "EvaluationSpec",
+    "Expectations",
+    "GateSpec",
+    "ModelSpec",
+    "RolloutSpec",
+    "ServingSpec",
+    "TrainingProfile",
+    "TrainingSpec",
+    "UseCase",
+    "find",
+    "load",
+    "names",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Expectations(_Spec):
+    """What a data set must satisfy before anything is trained on it."""
+
+    min_rows: int = Field(100, ge=1, description="rows per split, after quarantine")
+    min_chars: int = Field(3, ge=1, description="shorter texts are quarantined")
+    max_chars: int = Field(2_000, ge=1, description="longer texts are quarantined")
+    languages: tuple[str, ...] = Field(("en",), description="ISO 639-1 codes that the texts may be in")
+    max_language_mismatch: Fraction = Field(0.05, description="share of rows detected as another language")
+    max_duplicates: Fraction = Field(0.02, description="share of rows whose normalised text repeats within a split")
+    max_leakage: Fraction = Field(0.005, description="share of test texts that also stand in train")
+    max_quarantined: Fraction = Field(0.02, description="share of rows that may be quarantined before the set is bad")
+    min_rows_per_label: int = Field(5, ge=1, description="train rows that every label needs")
+
+
+class DataSpec(_Spec):
+    """Where the labelled texts come from. Paths are relative to the use case's folder; ``s3://`` works too."""
+
+    train: str = Field(description="CSV, JSONL or Parquet file")
+    test: str = Field(description="CSV, JSONL or Parquet file; never used to choose anything")
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: tuple[str, ...] | str = Field(description="the label set: a list, or a JSON file holding one")
+    licence: str = Field(description="SPDX id or name of the data's licence")
+    attribution: str = Field("", description="who to name, as the licence asks")
+    expectations: Expectations = Expectations()
+
+
+class ModelSpec(_Spec):
+    """The pretrained encoder that training starts from, and what a prediction may say."""
+
+    base: str = Field(
+        description="`package:NAME` (weights inside an installed package), a hub id, a folder, or an s3:// prefix"
+    )
+    max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are truncated")
+    abstain_below: Fraction = Field(0.5, description="calibrated score under which the model abstains")
+
+
+class TrainingProfile(_Spec):
+    """One way to train. ``frozen`` fits only the head on frozen embeddings; ``finetune`` trains everything."""
+
+    method: Literal["finetune", "frozen"] = "finetune"
+    epochs: int = Field(5, ge=1, le=1000)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(5e-5, gt=0, description="peak rate of the top encoder layer")
+    head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the classification head")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate per layer downwards")
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_fraction: Fraction = 0.1
+    label_smoothing: Fraction = 0.0
+    dropout: Fraction = 0.1
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="exponential moving average of weights; 0 turns it off")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    class_weights: Literal["none", "balanced"] = "none"
+    early_stopping_patience: int = Field(0, ge=0, description="evaluations without a gain before stopping; 0 = off")
+    checkpoint_every_steps: int = Field(200, ge=1)
+    l2: float = Field(1e-4, ge=0, description="`frozen` only: ridge penalty of the head")
+
+
+class TrainingSpec(_Spec):
+    seed: int = Field(17, ge=0)
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of train held out for choices")
+    default_profile: str = "full"
+    profiles: dict[str, TrainingProfile]
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Self:
+        if self.default_profile not in self.profiles:
+            raise ValueError(f"default_profile '{self.default_profile}' is not one of: {', '.join(self.profiles)}")
+        return self
+
+
+class CounterfactualSpec(_Spec):
+    """Sentences with a `{person}` slot, and groups of words that must not change the answer."""
+
+    templates: tuple[str, ...] = Field(min_length=1, description="each holds {text} and {person}")
+    groups: dict[str, tuple[str, ...]] = Field(min_length=2, description="group name to the words that stand for it")
+
+    @model_validator(mode="after")
+    def _slots(self) -> Self:
+        for template in self.templates:
+            if "{person}" not in template or "{text}" not in template:
+                raise ValueError(f"template {template!r} must hold both {{text}} and {{person}}")
+        return self
+
+
+class EvaluationSpec(_Spec):
+    label_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="group name to its labels")
+    typo_rate: Fraction = Field(0.1, description="share of words that get one typing error in the typo slice")
+    counterfactuals: CounterfactualSpec | None = None
+    bootstrap_samples: int = Field(1000, ge=100)
+
+
+class ChampionRule(_Spec):
+    """How a candidate is compared with the serving champion, on the same test rows."""
+
+    test: Literal["mcnemar", "bootstrap"] = "bootstrap"
+    margin: float = Field(0.0, ge=0, description="how much worse the candidate may be and still pass")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of the one-sided non-inferiority decision")
+
+
+class GateSpec(_Spec):
+    """One number that a version must reach, absolutely and against the champion."""
+
+    metric: str
+    slice: str | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+    champion: ChampionRule | None = None
+    min_examples: int = Field(50, ge=1, description="fewer rows than this give `insufficient evidence`")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.floor is None) == (self.ceiling is None):
+            raise ValueError("a gate needs exactly one of `floor` and `ceiling`")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric}[{self.slice}]" if self.slice else self.metric
+
+
+class ServingSpec(_Spec):
+    engine: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch on a GPU, else openvino")
+    precision: Literal["fp32", "int8"] = "fp32"
+    max_batch_size: int = Field(64, ge=1)
+    max_queue: int = Field(512, ge=1, description="texts waiting; beyond it the answer is 503 with Retry-After")
+    deadline_ms: int = Field(2_000, ge=1, description="a request older than this is answered 503, not computed")
+    max_text_bytes: int = Field(65_536, ge=1, description="larger texts are answered 413")
+    port: int = Field(3000, ge=1, le=65535)
+
+
+class RolloutSpec(_Spec):
+    """Used by the rollout controller; `approval: manual` asks a person before traffic moves."""
+
+    approval: Literal["automatic", "manual"] = "automatic"
+    shadow_minutes: int = Field(10, ge=0)
+    canary_percent: tuple[int, ...] = (1, 5, 25, 50, 100)
+    step_deadline: timedelta = timedelta(minutes=30)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        steps = self.canary_percent
+        if not steps or steps[-1] != 100 or list(steps) != sorted(set(steps)) or steps[0] < 1:  # noqa: PLR2004
+            raise ValueError(f"canary_percent {list(steps)} must rise from at least 1 to 100")
+        return self
+
+
+class DriftSpec(_Spec):
+    """Used by the monitors: when a window counts as drifted, and what may follow."""
+
+    check_every: timedelta = timedelta(hours=1)
+    min_window_rows: int = Field(500, ge=1)
+    false_alarms_per_month: float = Field(1.0, gt=0)
+    max_retrains_per_week: int = Field(2, ge=0)
+
+
+class UseCase(_Spec):
+    """Everything Leitstand needs to know about one use case."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=NAME_PATTERN)
+    title: str
+    owner: str
+    description: str = ""
+    intended_use: str = ""
+    out_of_scope_use: str = ""
+    task: Literal["text-classification"]
+    data: DataSpec
+    model: ModelSpec
+    training: TrainingSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
+    gates: tuple[GateSpec, ...] = Field(min_length=1)
+    serving: ServingSpec = ServingSpec()
+    rollout: RolloutSpec = RolloutSpec()
+    drift: DriftSpec = DriftSpec()
+
+    folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
+
+    def profile(self, name: str | None = None) -> TrainingProfile:
+        """The training profile called `name`, or the default one.
+
+        Raises:
+            NotFoundError: No profile has that name.
+        """
+        chosen = name or self.training.default_profile
+        if chosen not in self.training.profiles:
+            raise NotFoundError(
+                f"Use case '{self.name}' has no training profile '{chosen}'",
+                hint=f"choose one of: {', '.join(self.training.profiles)}",
+            )
+        return self.training.profiles[chosen]
+
+    def resolve(self, path: str) -> str:
+        """`path` as written in the file, made absolute unless it is a URI."""
+        return path if "://" in path else str((self.folder / path).resolve())
+
+
+def names(root: Path) -> list[str]:
+    """Names of the use cases below `root` (a folder of folders with a ``usecase.yaml``)."""
+    return sorted(path.parent.name for path in root.glob("*/usecase.yaml"))
+
+
+def find(name: str, root: Path) -> Path:
+    """The file of use case `name` below `root`.
+
+    Raises:
+        NotFoundError: There is none; the message lists those there are.
+    """
+    path = root / name / "usecase.yaml"
+    if not path.is_file():
+        known = names(root)
+        close = difflib.get_close_matches(name, known, n=1)
+        raise NotFoundError(
+            f"No use case '{name}' in {root}",
+            hint=(f"did you mean '{close[0]}'? " if close else "")
+            + f"there are: {', '.join(known) or 'none'}; write one with `leitstand init {name}`",
+        )
+    return path
+
+
+def load(path: Path) -> UseCase:
+    """Reads and checks one use-case file.
+
+    Raises:
+        NotFoundError: The file does not exist.
+        ConfigurationError: It is not YAML, or breaks the specification; the message names each line and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"No use-case file {path}", hint="write one with `leitstand init NAME`") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8 text: {error}", hint="save the file as UTF-8") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigurationError(f"{path}{line}: not valid YAML: {problem}", hint="check the indentation") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
+    document.pop("folder", None)
+    _reject_repeated_keys(path, tree)
+    try:
+        return UseCase.model_validate(document | {"folder": path.parent})
+    except ValidationError as error:
+        problems = [_explain(path, tree, item) for item in error.errors(include_url=False)]
+        raise ConfigurationError("\n".join(problems), hint="correct the lines above and run again") from error
+
+
+def _reject_repeated_keys(path: Path, tree: yaml.Node | None) -> None:
+    for node in _mappings(tree):
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise ConfigurationError(
+                    f"{path}:{line}: key '{key.value}' stands twice (first on line {seen[key.value]})",
+                    hint="keep one of them",
+                )
+            seen[key.value] = key.start_mark.line + 1
+
+
+def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _mappings(value)
+
+
+def _explain(path: Path, tree: yaml.Node | None, item: Any) -> str:
+    """One pydantic error as `file:line: key: what is wrong (value); fix`."""
+    loc = [part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str"}))]
+    line, known = _locate(tree, loc)
+    key = ".".join(str(part) for part in loc) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+        fix = f"did you mean '{close[0]}'?" if close else f"known keys are: {bounded(fields, 30)}"
+        return f"{path}:{line}: {key}: unknown key; {fix}"
+    if item["type"] == "missing":
+        return f"{path}:{line}: {key}: required key is missing; add `{loc[-1]}:` here"
+    value = repr(item["input"])
+    shown = value if len(value) <= 80 else value[:77] + "..."  # noqa: PLR2004
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path}:{line}: {key}: {message}" + (f" (found {shown})" if known else "")
+
+
+def _locate(tree: yaml.Node | None, loc: list[Any]) -> tuple[int, bool]:
+    """The line of the deepest node that `loc` reaches, and whether it reaches all the way."""
+    node, line = tree, 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                return line, False
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line, False
+    return line, True
+
+
+def _fields_at(loc: list[Any]) -> list[str]:
+    """Names of the keys that the specification knows at `loc`."""
+    model: Any = UseCase
+    for part in loc:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            break
+        field = model.model_fields.get(str(part)) if isinstance(part, str) else None
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    is_model = isinstance(model, type) and issubclass(model, BaseModel)
+    return [name for name in model.model_fields if name != "folder"] if is_model else []

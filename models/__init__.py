@@ -1,0 +1,1 @@
+"""Data sets, training, evaluation, gates, registry, tracking and packaging of models."""

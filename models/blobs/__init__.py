@@ -1,0 +1,1 @@
+"""Adapters of the BlobStore port: a local folder and S3."""

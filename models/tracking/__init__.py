@@ -1,0 +1,1 @@
+"""Adapters of the ExperimentTracker port, and run comparison."""

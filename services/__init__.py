@@ -1,0 +1,1 @@
+"""Inference: the Bento service and its in-process batching."""
