@@ -15,6 +15,7 @@ from leitstand.errors import ConfigurationError
 
 __all__ = [
     "Digest",
+    "Endpoint",
     "EvaluationReport",
     "GateOutcome",
     "GateReport",
@@ -25,6 +26,7 @@ __all__ = [
     "ModelCandidate",
     "ModelRef",
     "ModelVersion",
+    "ReliabilityBin",
     "RunRecord",
     "Snapshot",
     "SplitInfo",
@@ -144,6 +146,16 @@ class Metric(_Record):
     slice: str | None = None
 
 
+class ReliabilityBin(_Record):
+    """One bar of the reliability diagram: answers whose score lies in [low, high)."""
+
+    low: float
+    high: float
+    count: int
+    score: float | None = Field(description="mean score of the bin; None when it is empty")
+    accuracy: float | None
+
+
 class EvaluationReport(_Record):
     """All numbers of one model on one data set, and per-row answers for paired tests."""
 
@@ -157,6 +169,12 @@ class EvaluationReport(_Record):
     metrics: tuple[Metric, ...]
     predictions: Path = Field(description="Parquet: row, label, predicted, score, abstain, one row per example")
     confusion: Path | None = Field(None, description="CSV: label, predicted, count (non-zero cells)")
+    units: Path | None = Field(
+        None, description="Parquet: metric, slice, unit, value; what each row or sentence adds to a mean"
+    )
+    reliability: tuple[ReliabilityBin, ...] = ()
+    samples: dict[str, int] = Field(default_factory=dict, description="rows or calls that each part was measured on")
+    spec_digest: str = Field("", description="digest of how it was measured; two reports compare when it is equal")
 
     def metric(self, name: str, slice: str | None = None) -> Metric | None:  # noqa: A002
         """The metric `name` on `slice`, or None when it was not measured."""
@@ -185,6 +203,7 @@ class GateResult(_Record):
     champion_value: float | None = None
     champion_test: str | None = None
     p_value: float | None = None
+    rows_needed: int | None = Field(None, description="rows with which the same difference would decide")
     reason: str
 
 
@@ -244,6 +263,17 @@ class ModelVersion(_Record):
     @property
     def ref(self) -> ModelRef:
         return ModelRef(name=self.name, version=self.version)
+
+
+class Endpoint(_Record):
+    """A Bento that answers as the service of a use case."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    version: int
+    tag: str = Field(description="Bento tag, `NAME:VERSION`")
+    url: str
+    deployed_at: Utc
 
 
 class LedgerEntry(_Record):

@@ -152,6 +152,9 @@ class GateSpec(_Spec):
     ceiling: float | None = None
     champion: ChampionRule | None = None
     min_examples: int = Field(50, ge=1, description="fewer rows than this give `insufficient evidence`")
+    decide_by: Literal["estimate", "interval"] = Field(
+        "estimate", description="interval: the whole confidence interval must lie on the right side of the bound"
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
