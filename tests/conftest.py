@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.servers"]
+
 ROOT = Path(__file__).parent
 FOLDERS = ("unit", "property", "contracts", "integration", "e2e", "architecture")
 
