@@ -125,10 +125,14 @@ def load_settings() -> Settings:
         ConfigurationError: A variable has a value that is not allowed; the message names the variable.
     """
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         lines = [f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors()]
         raise ConfigurationError("\n".join(lines), hint="correct the variable or the .env file") from error
+    if settings.tracking.api_key is None and (key := os.environ.get("WANDB_API_KEY")):
+        tracking = settings.tracking.model_copy(update={"api_key": SecretStr(key)})
+        settings = settings.model_copy(update={"tracking": tracking})
+    return settings
 
 
 def _variable(loc: tuple[int | str, ...]) -> str:
@@ -147,6 +151,8 @@ def quiet_environment(settings: Settings, base: Mapping[str, str] | None = None)
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DATA_DIR": str(home / "wandb" / "data"),
+        "WANDB_CACHE_DIR": str(home / "wandb" / "cache"),
         "OPENVINO_TELEMETRY": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -157,6 +163,15 @@ def quiet_environment(settings: Settings, base: Mapping[str, str] | None = None)
     return defaults | dict(os.environ if base is None else base)
 
 
-def apply_environment(settings: Settings) -> None:
-    """Sets `quiet_environment` for this process; call before prefect, bentoml, wandb or mlflow is imported."""
-    os.environ.update(quiet_environment(settings))
+def apply_environment(settings: Settings, *, prefect_server: bool = True, prefix: str = "") -> None:
+    """Sets `quiet_environment` for this process; call before prefect, bentoml, wandb or mlflow is imported.
+
+    Args:
+        settings: Where the stores are.
+        prefect_server: Whether a Prefect server runs; without one, flows start one for the time they run.
+        prefix: Only variables that start with it, such as ``WANDB_``.
+    """
+    os.environ.update({name: value for name, value in quiet_environment(settings).items() if name.startswith(prefix)})
+    if not prefect_server:
+        os.environ.pop("PREFECT_API_URL", None)
+        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
