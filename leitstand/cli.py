@@ -8,9 +8,8 @@ import importlib
 import sys
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from leitstand import __version__
 from leitstand.errors import LeitstandError
@@ -37,19 +36,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class LazyGroup(TyperGroup):
     """Lists subcommands without importing them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         """Imports the module of a command and returns the command."""
         if cmd_name not in COMMANDS:
             return None
         if _only_listing():
-            return click.Command(cmd_name, help=COMMANDS[cmd_name][1])
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
         module = importlib.import_module(f"leitstand.commands.{COMMANDS[cmd_name][0]}")
         command = typer.main.get_command(module.app)
-        if isinstance(command, click.Group) and cmd_name in command.commands:
+        if cmd_name in getattr(command, "commands", {}):
             command = command.commands[cmd_name]
         command.name = cmd_name
         command.help = command.help or COMMANDS[cmd_name][1]

@@ -1,0 +1,312 @@
+"""The stages of the lifecycle as plain functions: adapters and records in, records out.
+
+Each stage is idempotent: it writes below a folder named after the digest of its inputs, so a rerun after a
+crash finishes what is missing and repeats nothing. Each emits OpenLineage START and COMPLETE or FAIL.
+Nothing here knows Prefect; ``flows/tasks.py`` adds caching, retries and artifacts.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.deploying import Deployer
+from flows.wiring import Adapters
+from governance import lineage as names
+from leitstand.errors import NotFoundError, ValidationFailed
+from leitstand.events import (
+    AliasMoved,
+    BentoBuilt,
+    DataIngested,
+    DataRejected,
+    GatesDecided,
+    ModelRegistered,
+    RunFinished,
+    ServiceDeployed,
+    announce,
+)
+from leitstand.files import digest_json, write_text
+from leitstand.types import (
+    Endpoint,
+    EvaluationReport,
+    GateReport,
+    LedgerEntry,
+    ModelCandidate,
+    ModelRef,
+    ModelVersion,
+    RunRecord,
+    Snapshot,
+    utc_now,
+)
+from leitstand.usecase import UseCase
+from models.packaging import BentoRecord
+
+__all__ = [
+    "deploy",
+    "evaluate",
+    "evaluation_folder",
+    "gate",
+    "ingest",
+    "package",
+    "promote",
+    "register",
+    "train",
+]
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def ingest(adapters: Adapters, use_case: UseCase) -> Snapshot:
+    """Reads, validates and freezes the data set of a use case.
+
+    Raises:
+        ValidationFailed: The data set breaks its expectations; the report page says where.
+    """
+    from models import data
+
+    sources = [names.source_dataset(use_case.resolve(uri)) for uri in (use_case.data.train, use_case.data.test)]
+    with (
+        adapters.lineage.run(f"{use_case.name}.ingest", inputs=sources) as run,
+        adapters.lock(f"ingest-{use_case.name}"),
+    ):
+        try:
+            snapshot = data.ingest(use_case, home=adapters.home, s3=adapters.settings.s3)
+        except ValidationFailed as error:
+            announce(DataRejected(use_case=use_case.name, failures=error.failures))
+            raise
+        run.add_output(names.snapshot_dataset(snapshot))
+    rows = sum(split.rows for split in snapshot.splits.values())
+    announce(DataIngested(use_case=use_case.name, digest=snapshot.digest, rows=rows, quarantined=snapshot.quarantined))
+    return snapshot
+
+
+def train(
+    adapters: Adapters,
+    use_case: UseCase,
+    snapshot: Snapshot,
+    *,
+    profile: str | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Trains on a snapshot, or returns the finished run with the same inputs."""
+    from models import training
+
+    chosen = profile or use_case.training.default_profile
+    with (
+        adapters.lineage.run(f"{use_case.name}.train", inputs=[names.snapshot_dataset(snapshot)]) as run,
+        adapters.lock(f"train-{use_case.name}-{chosen}-{snapshot.digest[7:23]}"),
+    ):
+        record = training.train(
+            use_case,
+            snapshot,
+            profile=chosen,
+            home=adapters.home,
+            tracker=adapters.tracker,
+            commit=adapters.commit,
+            s3=adapters.settings.s3,
+            seed=seed,
+            progress=progress,
+        )
+        run.add_output(names.run_dataset(record))
+    announce(
+        RunFinished(
+            use_case=use_case.name,
+            run_id=record.run_id,
+            profile=record.profile,
+            weights_digest=record.weights_digest,
+            seconds=record.training_seconds,
+        )
+    )
+    return record
+
+
+def evaluation_folder(adapters: Adapters, use_case: UseCase, weights_digest: str, snapshot: Snapshot) -> Path:
+    """Where the evaluation of these weights on this snapshot lies; a changed evaluation policy gets its own."""
+    policy = digest_json(use_case.evaluation.model_dump(mode="json"))
+    key = digest_json([weights_digest, snapshot.digest, policy, use_case.model.abstain_below])
+    return adapters.home / "reports" / use_case.name / key[7:23]
+
+
+def evaluate(
+    adapters: Adapters, use_case: UseCase, snapshot: Snapshot, model_dir: Path, weights_digest: str
+) -> EvaluationReport:
+    """Measures a model on the test split, or returns what was measured before."""
+    from models import evaluation
+
+    out = evaluation_folder(adapters, use_case, weights_digest, snapshot)
+    file = out / "evaluation.json"
+    with (
+        adapters.lineage.run(f"{use_case.name}.evaluate", inputs=[names.snapshot_dataset(snapshot)]) as run,
+        adapters.lock(f"evaluate-{out.name}"),
+    ):
+        if file.is_file():
+            report = EvaluationReport.model_validate_json(file.read_bytes())
+        else:
+            report = evaluation.evaluate(use_case, snapshot, model_dir, out=out)
+            write_text(file, report.model_dump_json(indent=1))
+        run.add_output(names.file_dataset(file))
+    return report
+
+
+def track_evaluation(adapters: Adapters, use_case: UseCase, record: RunRecord, report: EvaluationReport) -> None:
+    """Adds test metrics, slices and the confusion matrix to the training run in the experiment tracker."""
+    run = adapters.tracker.start(use_case=use_case.name, job="evaluate", config={}, run_id=record.run_id)
+    try:
+        whole = {f"test/{metric.name}": metric.value for metric in report.metrics if metric.slice is None}
+        run.summary({name: value for name, value in whole.items() if value is not None})
+        slices = [
+            [m.slice, m.name, m.value, m.examples, m.interval and m.interval.low, m.interval and m.interval.high]
+            for m in report.metrics
+            if m.slice is not None
+        ]
+        run.log_table("slices", ["slice", "metric", "value", "examples", "low", "high"], slices)
+        if report.confusion:
+            rows = [line.split(",") for line in report.confusion.read_text(encoding="utf-8").splitlines()]
+            run.log_table("confusion", rows[0], rows[1:])
+    finally:
+        run.finish()
+
+
+def gate(
+    adapters: Adapters, use_case: UseCase, snapshot: Snapshot, report: EvaluationReport
+) -> tuple[GateReport, dict[str, Path]]:
+    """Decides the gates against their bounds and the champion; returns the verdict and its files.
+
+    The champion is measured again on this snapshot when it was measured on another.
+    """
+    from models import gate_report, gates
+
+    champion = _champion(adapters, use_case.name)
+    champion_report = None
+    if champion and champion.weights_digest != report.weights_digest:
+        with adapters.lock(f"champion-{use_case.name}"):
+            folder = _fetched(adapters, champion)
+        champion_report = evaluate(adapters, use_case, snapshot, folder, champion.weights_digest)
+    verdict = gates.decide(
+        use_case,
+        report,
+        champion=champion_report,
+        champion_ref=str(champion.ref) if champion and champion_report else None,
+        now=utc_now(),
+    )
+    out = evaluation_folder(adapters, use_case, report.weights_digest, snapshot)
+    files = gate_report.write_gate_report(verdict, report, use_case, out)
+    announce(GatesDecided(use_case=use_case.name, weights_digest=report.weights_digest, outcome=str(verdict.outcome)))
+    return verdict, files
+
+
+def register(
+    adapters: Adapters,
+    use_case: UseCase,
+    snapshot: Snapshot,
+    record: RunRecord,
+    report: EvaluationReport,
+    verdict: GateReport,
+    files: dict[str, Path],
+) -> ModelVersion:
+    """Registers the run's model with its reports and card; the same weights on the same data register once."""
+    from models.card import write_card
+
+    champion = _champion(adapters, use_case.name)
+    out = next(iter(files.values())).parent
+    cards = write_card(use_case=use_case, snapshot=snapshot, run=record, evaluation=report, gates=verdict, out=out)
+    attachments = files | cards | {"evaluation.json": out / "evaluation.json"}
+    if snapshot.report_html:
+        attachments["data_report.html"] = snapshot.report_html
+    policy = [gate.model_dump(mode="json") for gate in use_case.gates]
+    candidate = ModelCandidate(
+        name=use_case.name,
+        key=digest_json([record.weights_digest, snapshot.digest, policy]),
+        model_dir=record.model_dir,
+        weights_digest=record.weights_digest,
+        data_digest=snapshot.digest,
+        base_model=record.base_model,
+        commit=record.commit,
+        run_id=record.run_id,
+        tracking_url=record.tracking_url,
+        profile=record.profile,
+        parent=str(champion.ref) if champion and champion.weights_digest != record.weights_digest else None,
+        metrics={m.name: m.value for m in report.metrics if m.slice is None and m.value is not None},
+        attachments=attachments,
+    )
+    with adapters.lineage.run(f"{use_case.name}.register", inputs=[names.run_dataset(record)]) as run:
+        version = adapters.registry.register(candidate)
+        run.add_output(names.model_dataset(version.ref))
+    announce(ModelRegistered(use_case=use_case.name, version=version.version, weights_digest=version.weights_digest))
+    return version
+
+
+def package(adapters: Adapters, use_case: UseCase, version: ModelVersion) -> BentoRecord:
+    """Builds the Bento of a registered version, or returns the one there is."""
+    from models.packaging import package as build
+
+    with (
+        adapters.lineage.run(f"{use_case.name}.package", inputs=[names.model_dataset(version.ref)]) as run,
+        adapters.lock("bento-store"),
+    ):
+        record = build(version, _fetched(adapters, version), use_case, home=adapters.home)
+        run.add_output(names.bento_dataset(record.tag))
+    announce(BentoBuilt(use_case=use_case.name, version=version.version, tag=record.tag))
+    return record
+
+
+def deploy(adapters: Adapters, deployer: Deployer, use_case: UseCase, bento: BentoRecord) -> Endpoint:
+    """Runs a Bento as the service of its use case and returns when it is ready."""
+    with (
+        adapters.lineage.run(f"{use_case.name}.deploy", inputs=[names.bento_dataset(bento.tag)]) as run,
+        adapters.lock(f"deploy-{use_case.name}"),
+    ):
+        endpoint = deployer.deploy(use_case, tag=bento.tag, version=bento.version)
+        run.add_output(names.endpoint_dataset(f"{endpoint.url}/v2/models/{use_case.name}"))
+    announce(ServiceDeployed(use_case=use_case.name, version=endpoint.version, tag=endpoint.tag, url=endpoint.url))
+    return endpoint
+
+
+def promote(
+    adapters: Adapters, version: ModelVersion, verdict: GateReport, *, alias: str, reason: str
+) -> LedgerEntry | None:
+    """Points an alias at a version whose gates passed; None when it points there already.
+
+    Raises:
+        PromotionRejected: A gate failed.
+        InsufficientEvidence: A gate could not decide.
+    """
+    from models.promotion import promote as move
+
+    with adapters.lock(f"alias-{version.name}"):
+        if alias in adapters.registry.get(version.ref).aliases:
+            return None
+        entry = move(adapters.registry, version.ref, alias, gate_report=verdict, actor="flow:lifecycle", reason=reason)
+    announce(
+        AliasMoved(
+            use_case=version.name, alias=alias, version=entry.version, previous=entry.previous, actor=entry.actor
+        )
+    )
+    return entry
+
+
+def stored_verdict(adapters: Adapters, version: ModelVersion) -> GateReport:
+    """The gate report attached to a version."""
+    folder = adapters.home / "cache" / "attachments" / f"{version.name}-{version.version}"
+    path = adapters.registry.attachment(version.ref, "gate_report.json", folder)
+    return GateReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _champion(adapters: Adapters, name: str) -> ModelVersion | None:
+    try:
+        return adapters.registry.get(ModelRef(name=name, alias=CHAMPION))
+    except NotFoundError:
+        return None
+
+
+def _fetched(adapters: Adapters, version: ModelVersion) -> Path:
+    """The version's model folder in the local cache, verified against its manifest."""
+    from models.artifact import verify
+
+    folder = adapters.home / "cache" / "models" / version.weights_digest[7:23]
+    if folder.is_dir() and verify(folder) == version.weights_digest:
+        return folder
+    adapters.registry.fetch(version.ref, folder)
+    return folder

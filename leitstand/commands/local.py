@@ -1,0 +1,142 @@
+"""`leitstand up | down | status`: everything on this machine, under one supervisor."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.deploying import LocalDeployer, is_ready
+from flows.supervisor import Program, port_is_free, wait_until
+from leitstand.errors import ConfigurationError, PermanentBackendError
+from leitstand.settings import Settings, load_settings, quiet_environment
+
+app = typer.Typer()
+
+SERVER = "prefect-server"
+WORKER = "prefect-worker"
+POOL = "local"
+
+
+@app.command("up")
+def up(
+    deploy: bool = typer.Option(True, help="Create or update the Prefect deployments of all use cases"),
+) -> None:
+    """Start everything on this machine: Prefect, a worker, the deployed Bentos. Repeating it is no error."""
+    settings = load_settings()
+    deployer = LocalDeployer(settings)
+    supervisor = deployer.supervisor
+    supervisor.start()
+    port = settings.local.prefect_port
+    if supervisor.state(SERVER) is None and not port_is_free("127.0.0.1", port):
+        raise ConfigurationError(
+            f"Port {port} for the Prefect server is taken by another program",
+            hint="stop that program, or choose another port with LEITSTAND_LOCAL__PREFECT_PORT",
+        )
+    environment = quiet_environment(settings, base={})
+    server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    supervisor.put(Program(name=SERVER, command=server, environment=environment))
+    endpoints = deployer.start_all()
+    _say(f"Waiting for Prefect on port {port} ...")
+    wait_until(
+        lambda: prefect_is_up(settings),
+        timeout_s=settings.local.ready_timeout_s,
+        what="the Prefect server",
+        give_up=lambda: _fatal(deployer, SERVER),
+    )
+    _prefect(settings, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "leitstand-local"]
+    supervisor.put(Program(name=WORKER, command=worker, environment=environment))
+    if deploy:
+        for file in deployment_files(settings):
+            _prefect(settings, "deploy", "--all", "--prefect-file", str(file))
+    for endpoint in endpoints:
+        wait_until(
+            lambda url=endpoint.url: is_ready(url),
+            timeout_s=settings.local.ready_timeout_s,
+            what=f"{endpoint.tag} to be ready",
+        )
+    status(as_json=False)
+
+
+@app.command("down")
+def down() -> None:
+    """Stop what `up` started; requests in flight are answered first."""
+    LocalDeployer(load_settings()).supervisor.stop()
+    _say("Stopped.")
+
+
+@app.command("status")
+def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> None:
+    """Show what runs, where, and whether it is ready."""
+    settings = load_settings()
+    deployer = LocalDeployer(settings)
+    rows = []
+    for state in deployer.supervisor.states():
+        row = {
+            "name": state.name,
+            "state": state.state,
+            "ready": None,
+            "pid": state.pid,
+            "url": "",
+            "log": str(state.log),
+        }
+        if state.name == SERVER:
+            row |= {"url": f"http://127.0.0.1:{settings.local.prefect_port}", "ready": prefect_is_up(settings)}
+        endpoint = deployer.current(state.name.removeprefix("bento-"))
+        if endpoint:
+            row |= {"url": endpoint.url, "ready": is_ready(endpoint.url), "tag": endpoint.tag}
+        rows.append(row | {"log": str(state.log)})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        _say("Nothing runs. Start with `leitstand up`.")
+        return
+    table = Table("name", "state", "ready", "pid", "url", "what", box=None, pad_edge=False)
+    for row in rows:
+        ready = "" if row["ready"] is None else ("yes" if row["ready"] else "not yet")
+        table.add_row(row["name"], row["state"], ready, str(row["pid"]), row["url"], row.get("tag", ""))
+    Console().print(table)
+
+
+def prefect_is_up(settings: Settings) -> bool:
+    """Whether the local Prefect server answers as healthy."""
+    url = quiet_environment(settings)["PREFECT_API_URL"]
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310 -- http on loopback
+            return answer.read().strip() == b"true"
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def deployment_files(settings: Settings) -> list[Path]:
+    """The project's ``prefect.yaml`` and those of further use cases."""
+    return [
+        path for path in (Path("prefect.yaml"), *sorted(settings.usecases.glob("*/prefect.yaml"))) if path.is_file()
+    ]
+
+
+def _prefect(settings: Settings, *arguments: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, env=quiet_environment(settings), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise PermanentBackendError(
+            f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-2000:]}",
+            hint=f"see {os.fspath(settings.root / 'run' / 'logs')}",
+        )
+
+
+def _fatal(deployer: LocalDeployer, name: str) -> str:
+    state = deployer.supervisor.state(name)
+    return deployer.supervisor.log_tail(name) if state and state.state == "fatal" else ""
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

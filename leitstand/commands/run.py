@@ -1,0 +1,59 @@
+"""`leitstand run NAME`: the whole lifecycle in this process, recorded by Prefect."""
+
+from pathlib import Path
+
+import typer
+
+from leitstand.commands.local import prefect_is_up
+from leitstand.events import configure_logging
+from leitstand.settings import apply_environment, load_settings
+from leitstand.usecase import find, load
+
+app = typer.Typer()
+
+
+@app.command("run")
+def run(
+    name: str = typer.Argument(help="Name of the use case"),
+    profile: str | None = typer.Option(None, help="Training profile; the use case's default without it"),
+    seed: int | None = typer.Option(None, help="Seed of the training run"),
+    serve: bool = typer.Option(True, help="Package, serve and promote after the gates passed"),
+    as_json: bool = typer.Option(False, "--json", help="Print the registered version as JSON"),
+) -> None:
+    """Run the lifecycle of a use case in this process: data, training, gates, registry, Bento."""
+    settings = load_settings()
+    use_case = load(find(name, settings.usecases))
+    use_case.profile(profile)
+    (settings.root / "logs").mkdir(parents=True, exist_ok=True)
+    log = (settings.root / "logs" / "leitstand.jsonl").open("a", encoding="utf-8")
+    configure_logging(settings.log_level, log)
+    apply_environment(settings, prefect_server=prefect_is_up(settings))
+
+    from flows.lifecycle import lifecycle
+    from flows.wiring import wire
+
+    version = lifecycle(use_case=name, profile=profile, seed=seed, serve=serve)
+    if as_json:
+        typer.echo(version.model_dump_json(indent=1))
+        return
+    accuracy = version.metrics.get("accuracy")
+    typer.echo(f"\n{version.ref} is registered" + (f", accuracy {accuracy:.4f} on the test split" if accuracy else ""))
+    typer.echo("Open next:")
+    for label, target in pages(wire().home, name, settings.local.prefect_port, use_case.serving.port, version):
+        typer.echo(f"  {label:<14}{target}")
+
+
+def pages(home: Path, name: str, prefect_port: int, port: int, version: object) -> list[tuple[str, str]]:
+    """What there is to look at after a run: label and address of each page."""
+    found = []
+    reports = sorted((home / "reports" / name).glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
+    for label, file in (("Gate report", "gate_report.html"), ("Model card", "model_card.html")):
+        page = reports[-1].parent / file if reports else None
+        if page and page.is_file():
+            found.append((label, page.as_uri()))
+    snapshots = sorted((home / "data" / name).glob("*/report.html"), key=lambda path: path.stat().st_mtime)
+    if snapshots:
+        found.append(("Data report", snapshots[-1].as_uri()))
+    found.append(("Service", f"http://127.0.0.1:{port}"))
+    found.append(("Prefect", f"http://127.0.0.1:{prefect_port}"))
+    return found
