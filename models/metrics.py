@@ -156,7 +156,13 @@ def bootstrap_weights(n: int, samples: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(
-    statistic: Callable[[Weights], np.ndarray], value: float, n: int, samples: int, seed: int, *, reflected: bool = False
+    statistic: Callable[[Weights], np.ndarray],
+    value: float,
+    n: int,
+    samples: int,
+    seed: int,
+    *,
+    reflected: bool = False,
 ) -> Interval:
     """A bootstrap interval of `statistic`, which maps weights (samples, n) to values (samples,).
 

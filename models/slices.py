@@ -25,7 +25,9 @@ def length_masks(texts: list[str]) -> dict[str, np.ndarray]:
     return {"length:short": short, "length:medium": ~short & ~long, "length:long": long}
 
 
-def group_masks(labels: np.ndarray, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]) -> dict[str, np.ndarray]:
+def group_masks(
+    labels: np.ndarray, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]
+) -> dict[str, np.ndarray]:
     """Rows by the group of their true label: ``group:NAME``."""
     place = {name: index for index, name in enumerate(names)}
     return {

@@ -1,0 +1,97 @@
+"""The answers behind an evaluation report, read back for paired tests."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from leitstand.errors import IntegrityError, NotFoundError
+from leitstand.types import EvaluationReport
+from models import metrics
+from models.paired import Statistic
+
+__all__ = ["Evidence", "load_evidence"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One model's answers.
+
+    Attributes:
+        labels: (n,) int64 true labels, indices into the sorted names.
+        predicted: (n,) int64.
+        scores: (n,) float64 score of the predicted label.
+        answered: (n,) float64, 1 where the model did not abstain.
+        count: Number of different labels.
+        units: Per (metric, slice): unit ids and values, ordered by id.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    scores: np.ndarray
+    answered: np.ndarray
+    count: int
+    units: dict[tuple[str, str | None], tuple[np.ndarray, np.ndarray]]
+
+    def statistic(self, metric: str) -> Statistic:
+        """`metric` of the whole test set as a function of how often each row is drawn.
+
+        Raises:
+            KeyError: The metric is not computed from rows.
+        """
+        right = (self.predicted == self.labels).astype(np.float64)
+
+        def score(weights: np.ndarray) -> np.ndarray:
+            average = "macro" if metric == "macro_f1" else "weighted"
+            return metrics.weighted_f1_scores(self.labels, self.predicted, self.count, weights, average)
+
+        def answered(weights: np.ndarray) -> np.ndarray:
+            return weights @ (right * self.answered) / np.maximum(weights @ self.answered, 1)
+
+        return {
+            "macro_f1": score,
+            "weighted_f1": score,
+            "ece": lambda weights: metrics.weighted_ece(self.scores, right, weights),
+            "accuracy_answered": answered,
+        }[metric]
+
+
+def load_evidence(report: EvaluationReport, names: tuple[str, ...] | None = None) -> Evidence:
+    """Reads the Parquet files that `report` names.
+
+    Args:
+        report: An evaluation.
+        names: Label names in order; the sorted names found in the file when not given.
+
+    Raises:
+        NotFoundError: A file is missing.
+        IntegrityError: A file lacks a column, or cannot be read.
+    """
+    frame = _read(report.predictions, ["row", "label", "predicted", "score", "abstain"]).sort_values("row")
+    names = names or tuple(sorted({*frame["label"], *frame["predicted"]}))
+    place = {name: index for index, name in enumerate(names)}
+    units = {}
+    if report.units is not None:
+        table = _read(report.units, ["metric", "slice", "unit", "value"])
+        for (metric, at), part in table.groupby(["metric", "slice"], sort=False):
+            ordered = part.sort_values("unit")
+            units[str(metric), str(at) or None] = (ordered["unit"].to_numpy(), ordered["value"].to_numpy())
+    return Evidence(
+        labels=frame["label"].map(place).to_numpy(dtype=np.int64),
+        predicted=frame["predicted"].map(place).to_numpy(dtype=np.int64),
+        scores=frame["score"].to_numpy(dtype=np.float64),
+        answered=(~frame["abstain"].astype(bool)).to_numpy(dtype=np.float64),
+        count=len(names),
+        units=units,
+    )
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    hint = "evaluate the model again"
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"The evaluation's file {path} is missing", hint=hint) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{path} is not an evaluation's Parquet file: {error}", hint=hint) from error
