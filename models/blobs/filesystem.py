@@ -1,26 +1,28 @@
 """Blobs in a local folder.
 
-    objects/ab/abcd...      the bytes, named by their SHA-256, never changed
-    keys/a/b/c.ref          the digest that the key ``a/b/c`` stands for
+    .objects/ab/abcd...     the bytes, named by their SHA-256, never changed
+    a/b/c                   the key ``a/b/c``: a relative symbolic link to its bytes
 
-A key moves from one content to the next by one rename of a small file, so a reader gets whole content
-together with its digest, and equal content is stored once. A folder on a network share works as long as
-rename and `flock` do.
+A key moves from one content to the next by one rename of its link, so a reader gets whole content
+together with its digest, equal content is stored once, and people and tools can open the files where they
+lie. The file system needs symbolic links, rename and `flock`; a key cannot also be the folder of another.
 """
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from leitstand.errors import ConfigurationError, IntegrityError, NotFoundError
-from leitstand.files import atomic_path, digest_file, write_text
+from leitstand.errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError
+from leitstand.files import atomic_path, digest_file
 from models.blobs.disk import on_disk
 
 __all__ = ["FilesystemBlobStore"]
 
-REF = ".ref"
+OBJECTS = ".objects"
 
 
 class FilesystemBlobStore:
@@ -30,13 +32,13 @@ class FilesystemBlobStore:
         self._root = root
 
     def put_file(self, key: str, source: Path) -> str:
-        pointer = self._pointer(key)
+        link = self._link(key)
         digest = digest_file(source)
         with on_disk(self._root), self._lock():
-            old = pointer.read_text() if pointer.exists() else None
+            old = _target(link)
             self._store(source, digest)
             if old != digest:
-                write_text(pointer, digest)
+                self._point(link, digest, key)
                 if old is not None:
                     self._reclaim(old)
         return digest
@@ -48,34 +50,33 @@ class FilesystemBlobStore:
                 return self._copy(digest, key, target)
             except FileNotFoundError:
                 if self._digest(key) == digest:
-                    raise IntegrityError(
-                        f"{self._root}: the bytes of '{key}' are gone", hint="store it again"
-                    ) from None
+                    what = f"{self._root}: the bytes of '{key}' are gone"
+                    raise IntegrityError(what, hint="store it again") from None
+
+    def exists(self, key: str) -> bool:
+        return self._link(key).is_symlink()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(sorted(key for key in self._keys() if key.startswith(prefix)))
+
+    def delete(self, key: str) -> None:
+        link = self._link(key)
+        with on_disk(self._root), self._lock():
+            digest = _target(link)
+            if digest is not None:
+                link.unlink()
+                self._reclaim(digest)
+                self._drop_empty_folders(link.parent)
 
     def _copy(self, digest: str, key: str, target: Path) -> str:
         with on_disk(target), atomic_path(target) as part:
             shutil.copyfile(self._object(digest), part)
             if digest_file(part) != digest:
                 raise IntegrityError(
-                    f"{self._object(digest)} does not match the digest stored for '{key}'", hint="store it again"
+                    f"'{key}' in {self._root} was truncated or changed: its bytes do not match {digest}",
+                    hint="store it again",
                 )
         return digest
-
-    def exists(self, key: str) -> bool:
-        return self._pointer(key).is_file()
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        keys = self._root / "keys"
-        names = (path.relative_to(keys).as_posix().removesuffix(REF) for path in keys.rglob(f"*{REF}"))
-        return iter(sorted(name for name in names if name.startswith(prefix)))
-
-    def delete(self, key: str) -> None:
-        pointer = self._pointer(key)
-        with on_disk(self._root), self._lock():
-            if pointer.is_file():
-                digest = pointer.read_text()
-                pointer.unlink()
-                self._reclaim(digest)
 
     def _store(self, source: Path, digest: str) -> None:
         stored = self._object(digest)
@@ -86,27 +87,62 @@ class FilesystemBlobStore:
             if digest_file(part) != digest:
                 raise IntegrityError(f"{source} changed while it was stored", hint="store it again")
 
+    def _point(self, link: Path, digest: str, key: str) -> None:
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            fresh = link.with_name(f".{link.name}.new")
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(os.path.relpath(self._object(digest), link.parent))
+            fresh.replace(link)
+        except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+            raise ConflictError(
+                f"'{key}' cannot be stored in {self._root}: a folder is a key, or a key a folder", hint="rename one"
+            ) from error
+
     def _reclaim(self, digest: str) -> None:
         """Removes content that no key names any more; needs the lock."""
-        if all(path.read_text() != digest for path in (self._root / "keys").rglob(f"*{REF}")):
+        if all(_target(self._root / key) != digest for key in self._keys()):
             self._object(digest).unlink(missing_ok=True)
 
-    def _digest(self, key: str) -> str:
-        try:
-            return self._pointer(key).read_text()
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{self._root} holds no '{key}'", hint="list the folder's keys") from error
+    def _drop_empty_folders(self, folder: Path) -> None:
+        while folder != self._root and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
 
-    def _pointer(self, key: str) -> Path:
+    def _keys(self) -> Iterator[str]:
+        for folder, folders, files in os.walk(self._root):
+            folders[:] = [name for name in folders if name != OBJECTS]
+            for name in files:
+                path = Path(folder, name)
+                if path.is_symlink() and not (name.startswith(".") and name.endswith(".new")):
+                    yield path.relative_to(self._root).as_posix()
+
+    def _digest(self, key: str) -> str:
+        digest = _target(self._link(key))
+        if digest is None:
+            raise NotFoundError(f"{self._root} holds no '{key}'", hint="look into the folder for what is there")
+        return digest
+
+    def _link(self, key: str) -> Path:
         parts = PurePosixPath(key).parts
-        if not parts or key.startswith("/") or ".." in parts or any(part.endswith(REF) for part in parts):
-            raise ConfigurationError(f"'{key}' is not a key", hint=f"use a relative path without '..' and '{REF}'")
-        return (self._root / "keys").joinpath(*parts[:-1], parts[-1] + REF)
+        if not parts or key.startswith("/") or ".." in parts or OBJECTS in parts:
+            raise ConfigurationError(f"'{key}' is not a key", hint="use a relative path without '..'")
+        return self._root.joinpath(*parts)
 
     def _object(self, digest: str) -> Path:
         name = digest.removeprefix("sha256:")
-        return self._root / "objects" / name[:2] / name
+        return self._root / OBJECTS / name[:2] / name
 
     def _lock(self) -> FileLock:
         self._root.mkdir(parents=True, exist_ok=True)
         return FileLock(self._root / ".lock")
+
+
+def _target(link: Path) -> str | None:
+    """The digest that a key's link points at; None when there is no link."""
+    try:
+        return "sha256:" + link.readlink().name
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+            return None
+        raise

@@ -32,60 +32,76 @@ CHANGED = 412
 def upload(client: Any, bucket: str, key: str, source: Path, *, digest: str, part_bytes: int) -> None:
     """Stores `source` under `key` with its digest as metadata; S3 checks a SHA-256 of what it receives.
 
-    An unfinished upload is continued only when the key names the digest: then its parts cannot belong to
-    other content. Under any other key it is removed when it fails.
+    An unfinished upload of the key is continued when every part that S3 holds equals the file's. Should it
+    have been begun for other content after all, the digest stored with it tells, and the file is sent anew.
     """
     metadata = {"sha256": digest.removeprefix("sha256:")}
+    where = {"Bucket": bucket, "Key": key}
     if source.stat().st_size <= part_bytes:
         checksum = base64.b64encode(bytes.fromhex(metadata["sha256"])).decode()
         with source.open("rb") as body:
             client.put_object(
-                Bucket=bucket,
-                Key=key,
-                Body=body,
-                Metadata=metadata,
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=checksum,
+                **where, Body=body, Metadata=metadata, ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum
             )
         return
-    resumable = metadata["sha256"] in key
-    upload_id = (_unfinished(client, bucket, key) if resumable else None) or client.create_multipart_upload(
-        Bucket=bucket, Key=key, Metadata=metadata, ChecksumAlgorithm="SHA256"
-    )["UploadId"]
-    target = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+    unfinished = _unfinished(client, where, source, part_bytes)
+    if unfinished and _finish(client, where | {"UploadId": unfinished}, source, part_bytes, metadata):
+        return
+    begun = client.create_multipart_upload(**where, Metadata=metadata, ChecksumAlgorithm="SHA256")
+    _finish(client, where | {"UploadId": begun["UploadId"]}, source, part_bytes, metadata)
+
+
+def _finish(client: Any, target: dict[str, str], source: Path, part_bytes: int, metadata: dict[str, str]) -> bool:
+    """Completes an upload; False when the key holds other content afterwards (or another process took it over)."""
     try:
         parts = _upload_parts(client, target, source, part_bytes)
         client.complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
-    except BaseException:
-        if not resumable:
-            client.abort_multipart_upload(**target)
+        head = client.head_object(Bucket=target["Bucket"], Key=target["Key"])
+    except aws.ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchUpload", "NoSuchKey", "404"):
+            return False
         raise
+    return head["Metadata"] == metadata
 
 
-def _unfinished(client: Any, bucket: str, key: str) -> str | None:
-    """The newest unfinished upload of `key`, if any."""
-    uploads = client.list_multipart_uploads(Bucket=bucket, Prefix=key).get("Uploads", [])
-    mine = sorted((item for item in uploads if item["Key"] == key), key=lambda item: item["Initiated"])
-    return mine[-1]["UploadId"] if mine else None
+def _unfinished(client: Any, where: dict[str, str], source: Path, part_bytes: int) -> str | None:
+    """An upload of this key that was begun with the same bytes, if any; the newest first."""
+    uploads = client.list_multipart_uploads(Bucket=where["Bucket"], Prefix=where["Key"]).get("Uploads", [])
+    mine = sorted((item for item in uploads if item["Key"] == where["Key"]), key=lambda item: item["Initiated"])
+    for upload_id in (item["UploadId"] for item in reversed(mine)):
+        held = _held(client, where | {"UploadId": upload_id})
+        if held and all(_same(part, *_part(source, number, part_bytes)) for number, part in held.items()):
+            return upload_id
+    return None
+
+
+def _held(client: Any, target: dict[str, str]) -> dict[int, dict[str, Any]]:
+    """Parts that S3 holds of an unfinished upload, by number; none when it ended meanwhile."""
+    try:
+        pages = list(client.get_paginator("list_parts").paginate(**target))
+    except aws.ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchUpload":
+            return {}
+        raise
+    return {part["PartNumber"]: part for page in pages for part in page.get("Parts", [])}
+
+
+def _part(source: Path, number: int, part_bytes: int) -> tuple[bytes, str]:
+    """The bytes of one part (numbers start at 1) and their SHA-256 in base64."""
+    with source.open("rb") as file:
+        file.seek((number - 1) * part_bytes)
+        body = file.read(part_bytes)
+    return body, base64.b64encode(hashlib.sha256(body).digest()).decode()
 
 
 def _upload_parts(client: Any, target: dict[str, str], source: Path, part_bytes: int) -> list[dict[str, Any]]:
     """Sends the parts that S3 does not hold yet and returns all of them, in order."""
-    there = {
-        part["PartNumber"]: part
-        for page in client.get_paginator("list_parts").paginate(**target)
-        for part in page.get("Parts", [])
-    }
-    size = source.stat().st_size
+    held = _held(client, target)
 
     def send(number: int) -> dict[str, Any]:
-        with source.open("rb") as file:
-            file.seek((number - 1) * part_bytes)
-            body = file.read(part_bytes)
-        checksum = base64.b64encode(hashlib.sha256(body).digest()).decode()
-        held = there.get(number)
-        if held and held["Size"] == len(body) and _same(held, body, checksum):
-            etag = held["ETag"]
+        body, checksum = _part(source, number, part_bytes)
+        if number in held and _same(held[number], body, checksum):
+            etag = held[number]["ETag"]
         else:
             etag = client.upload_part(
                 **target, PartNumber=number, Body=body, ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum
@@ -93,11 +109,13 @@ def _upload_parts(client: Any, target: dict[str, str], source: Path, part_bytes:
         return {"PartNumber": number, "ETag": etag, "ChecksumSHA256": checksum}
 
     with ThreadPoolExecutor(PARALLEL_PARTS) as pool:
-        return list(pool.map(send, range(1, -(-size // part_bytes) + 1)))
+        return list(pool.map(send, range(1, -(-source.stat().st_size // part_bytes) + 1)))
 
 
 def _same(held: dict[str, Any], body: bytes, checksum: str) -> bool:
     """Whether a stored part equals `body`: by S3's SHA-256 where the server lists it, else by its MD5 ETag."""
+    if held["Size"] != len(body):
+        return False
     if "ChecksumSHA256" in held:
         return held["ChecksumSHA256"] == checksum
     return held["ETag"].strip('"') == hashlib.md5(body, usedforsecurity=False).hexdigest()

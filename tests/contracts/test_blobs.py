@@ -52,11 +52,12 @@ def test_the_last_writer_wins_and_equal_bytes_are_no_conflict(store: BlobStore, 
     assert (tmp_path / "copy").read_bytes() == b"two"
 
 
-def test_a_key_may_be_a_prefix_of_another(store: BlobStore, file: Callable[..., Path]):
-    for key in ("b", "a", "a/b", "a/b/c"):
+def test_keys_are_listed_in_order_by_prefix(store: BlobStore, file: Callable[..., Path]):
+    assert list(store.list()) == []
+    for key in ("b", "a/c/.hidden", "a/b", "ab"):
         store.put_file(key, file(key.encode()))
-    assert list(store.list()) == ["a", "a/b", "a/b/c", "b"]
-    assert list(store.list("a/")) == ["a/b", "a/b/c"]
+    assert list(store.list()) == ["a/b", "a/c/.hidden", "ab", "b"]
+    assert list(store.list("a/")) == ["a/b", "a/c/.hidden"]
 
 
 def test_a_missing_key_is_named(store: BlobStore, tmp_path: Path):
