@@ -47,6 +47,7 @@ class LazyGroup(TyperGroup):
         if _only_listing():
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
         module = importlib.import_module(f"leitstand.commands.{COMMANDS[cmd_name][0]}")
+        module.app.rich_markup_mode = None  # plain help: the same text in a terminal, a pipe and the docs
         command = typer.main.get_command(module.app)
         if cmd_name in getattr(command, "commands", {}):
             command = command.commands[cmd_name]

@@ -16,7 +16,7 @@ from leitstand.errors import LeitstandError
 from leitstand.settings import Settings, apply_environment, load_settings
 from leitstand.usecase import find, load, names
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 NEEDED_DISK_GB = 5
 PACKAGES = ("torch", "transformers", "prefect", "bentoml", "wandb", "mlflow-skinny", "openvino", "great_expectations",

@@ -13,7 +13,7 @@ from leitstand.pages import TEMPLATES
 from leitstand.settings import load_settings
 from leitstand.usecase import NAME_PATTERN, load, names
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 SAMPLE_LABELS = 8
 SAMPLE_SPLITS = ("train", "test")

@@ -17,7 +17,7 @@ from flows.supervisor import Program, port_is_free, wait_until
 from leitstand.errors import ConfigurationError, PermanentBackendError
 from leitstand.settings import Settings, load_settings, quiet_environment
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 SERVER = "prefect-server"
 WORKER = "prefect-worker"

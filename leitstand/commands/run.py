@@ -9,7 +9,7 @@ from leitstand.events import configure_logging
 from leitstand.settings import apply_environment, load_settings
 from leitstand.usecase import find, load
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command("run")

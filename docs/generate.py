@@ -1,0 +1,131 @@
+"""Writes the reference pages that follow from code: `python docs/generate.py` (`--check` only compares)."""
+
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
+
+from leitstand import cli
+from leitstand.settings import Settings
+from leitstand.usecase import UseCase
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py; edit the code instead. -->\n"
+
+
+def use_case_page() -> str:
+    """Every key of `usecase.yaml`."""
+    intro = "# The use-case file\n\nOne `usecases/NAME/usecase.yaml` describes a use case completely. Unknown keys are errors.\n"
+    return NOTE + intro + "".join(_tables(UseCase, "", ""))
+
+
+def settings_page() -> str:
+    """Every environment variable."""
+    intro = (
+        "# Settings\n\nRead from the environment and from a `.env` file in the working directory. "
+        "Nothing else reads the environment.\n"
+    )
+    return NOTE + intro + "".join(_tables(Settings, "LEITSTAND_", "__"))
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    runner = CliRunner()
+    parts = [NOTE, "# Command line\n\n", _help(runner, [])]
+    for name in cli.COMMANDS:
+        parts.append(f"\n## leitstand {name}\n\n" + _help(runner, [name]))
+        command: Any = cli.LazyGroup.get_command(typing.cast(Any, None), typing.cast(Any, None), name)
+        for child in getattr(command, "commands", {}):
+            parts.append(f"\n### leitstand {name} {child}\n\n" + _help(runner, [name, child]))
+    return "".join(parts)
+
+
+def _help(runner: CliRunner, command: list[str]) -> str:
+    sys.argv = ["leitstand", *command, "--help"]
+    done = runner.invoke(cli.app, [*command, "--help"], prog_name="leitstand", env={"COLUMNS": "100", "TERM": "dumb"})
+    if done.exit_code:
+        raise SystemExit(f"leitstand {' '.join(command)} --help failed: {done.output}\n{done.exception}")
+    return "```\n" + "\n".join(line.rstrip() for line in done.stdout.strip().splitlines()) + "\n```\n"
+
+
+def _tables(model: type[BaseModel], prefix: str, joiner: str) -> Iterator[str]:
+    rows, nested = [], []
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        key = prefix + (name.upper() if joiner else name)
+        inner = _model_in(field.annotation)
+        if inner:
+            part = (
+                (joiner or ".")
+                if not _is_many(field.annotation)
+                else ("[]." if _is_list(field.annotation) else ".NAME.")
+            )
+            nested.append((inner, key + part))
+            continue
+        missing = field.default is PydanticUndefined and field.default_factory is None
+        default = "required" if missing else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        rows.append(f"| `{key}` | {_type(field.annotation)} | {default} | {field.description or ''} |\n")
+    if rows:
+        title = prefix.rstrip("._") or "Top level"
+        doc = (model.__doc__ or "").strip().splitlines()
+        yield f"\n## {title}\n\n" + (doc[0] + "\n\n" if doc else "")
+        yield "| key | type | default | meaning |\n|---|---|---|---|\n" + "".join(rows)
+    for inner, key in nested:
+        yield from _tables(inner, key, joiner)
+
+
+def _plain(value: object) -> str:
+    text = ", ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+    return text or "(empty)"
+
+
+def _arguments(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation)
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (tuple, list)
+
+
+def _is_many(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (tuple, list, dict)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *_arguments(annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _type(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{argument}`" for argument in _arguments(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in _arguments(annotation))
+    if origin is tuple:
+        return f"list of {_type(_arguments(annotation)[0])}"
+    if origin is dict:
+        return f"map to {_type(_arguments(annotation)[1])}"
+    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+PAGES = {"use-case.md": use_case_page, "settings.md": settings_page, "cli.md": cli_page}
+
+if __name__ == "__main__":
+    stale = []
+    for file_name, page in PAGES.items():
+        path, text = REFERENCE / file_name, page()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(file_name)
+            if "--check" not in sys.argv:
+                path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stderr.write(f"{'Stale' if '--check' in sys.argv else 'Wrote'}: {', '.join(stale)}\n")
+    sys.exit(1 if stale and "--check" in sys.argv else 0)
