@@ -90,12 +90,9 @@ def _arguments(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation)
 
 
-def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (tuple, list)
-
-
-def _is_many(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (tuple, list, dict)
+def _part(annotation: Any) -> str:
+    """How a key continues below a field that holds one record, many in a list, or many by name."""
+    return {tuple: "[].", list: "[].", dict: ".NAME."}.get(typing.get_origin(annotation), ".")
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
