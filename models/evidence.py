@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from leitstand.errors import IntegrityError, NotFoundError
 from leitstand.types import EvaluationReport
@@ -68,30 +69,38 @@ def load_evidence(report: EvaluationReport, names: tuple[str, ...] | None = None
         NotFoundError: A file is missing.
         IntegrityError: A file lacks a column, or cannot be read.
     """
-    frame = _read(report.predictions, ["row", "label", "predicted", "score", "abstain"]).sort_values("row")
-    names = names or tuple(sorted({*frame["label"], *frame["predicted"]}))
+    rows = _read(report.predictions, ["row", "label", "predicted", "score", "abstain"]).sort_by("row")
+    labels, predicted = rows["label"].to_pylist(), rows["predicted"].to_pylist()
+    names = names or tuple(sorted({*labels, *predicted}))
     place = {name: index for index, name in enumerate(names)}
-    units = {}
-    if report.units is not None:
-        table = _read(report.units, ["metric", "slice", "unit", "value"])
-        for (metric, at), part in table.groupby(["metric", "slice"], sort=False):
-            ordered = part.sort_values("unit")
-            units[str(metric), str(at) or None] = (ordered["unit"].to_numpy(), ordered["value"].to_numpy())
     return Evidence(
-        labels=frame["label"].map(place).to_numpy(dtype=np.int64),
-        predicted=frame["predicted"].map(place).to_numpy(dtype=np.int64),
-        scores=frame["score"].to_numpy(dtype=np.float64),
-        answered=(~frame["abstain"].astype(bool)).to_numpy(dtype=np.float64),
+        labels=np.array([place[name] for name in labels], dtype=np.int64),
+        predicted=np.array([place[name] for name in predicted], dtype=np.int64),
+        scores=rows["score"].to_numpy().astype(np.float64),
+        answered=1.0 - rows["abstain"].to_numpy().astype(np.float64),
         count=len(names),
-        units=units,
+        units=_read_units(report.units) if report.units else {},
     )
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read_units(path: Path) -> dict[tuple[str, str | None], tuple[np.ndarray, np.ndarray]]:
+    table = _read(path, ["metric", "slice", "unit", "value"])
+    keys = np.array([f"{m}\n{at}" for m, at in zip(*(table[c].to_pylist() for c in ("metric", "slice")), strict=True)])
+    ids, values, found = table["unit"].to_numpy(), table["value"].to_numpy(), {}
+    for key in np.unique(keys):
+        metric, at = str(key).split("\n")
+        inside = np.flatnonzero(keys == key)
+        ordered = inside[np.argsort(ids[inside], kind="stable")]
+        found[metric, at or None] = (ids[ordered], values[ordered])
+    return found
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
     hint = "evaluate the model again"
     try:
-        return pd.read_parquet(path, columns=columns)
+        table = pq.read_table(path)
+        return table.select(columns)
     except FileNotFoundError as error:
         raise NotFoundError(f"The evaluation's file {path} is missing", hint=hint) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise IntegrityError(f"{path} is not an evaluation's Parquet file: {error}", hint=hint) from error

@@ -46,26 +46,21 @@ def wilson(hits: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(low=max(0.0, min(low, share)), high=min(1.0, max(high, share)), level=level)
 
 
-def clustered_rate(values: np.ndarray, per_cluster: int = 1, level: float = LEVEL) -> tuple[float, Interval]:
-    """The mean of shares in [0, 1], one per independent cluster, and an interval that respects the clustering.
+def clustered_rate(values: np.ndarray, level: float = LEVEL) -> tuple[float, Interval]:
+    """The mean of shares in [0, 1], one per independent cluster, and an interval for it.
 
-    Wilson's interval on the effective sample size ``p (1 - p) / variance of the mean`` (Korn & Graubard
-    1998, Survey Methodology 24), kept between the number of clusters and of comparisons. Unlike a
-    bootstrap it does not collapse to a point when no cluster shows the event.
+    Wilson's interval with the clusters as its n. The variance of a mean p of values in [0, 1] is at most
+    p (1 - p) / n, so this is conservative for shares and Wilson's own for 0 and 1. Unlike a bootstrap it
+    does not collapse to a point when no cluster shows the event.
 
     Args:
         values: (clusters,) share of the event within each cluster.
-        per_cluster: Comparisons that each share is made of.
         level: Confidence level.
     """
-    clusters = len(values)
-    if clusters == 0:
+    if len(values) == 0:
         return 0.0, Interval(low=0.0, high=1.0, level=level)
     rate = float(np.mean(values))
-    variance = float(np.var(values, ddof=1)) / clusters if clusters > 1 else 0.0
-    effective = rate * (1 - rate) / variance if variance > 0 else float(clusters)
-    effective = min(max(effective, float(clusters)), float(clusters * per_cluster))
-    return rate, wilson(rate * effective, effective, level)
+    return rate, wilson(rate * len(values), len(values), level)
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:

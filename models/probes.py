@@ -80,13 +80,13 @@ class Book:
         """Adds a metric on slice `at`."""
         self.metrics.append(Metric(name=name, value=value, examples=examples, interval=interval, slice=at))
 
-    def share(self, name: str, ids: np.ndarray, values: np.ndarray, at: str | None = None, per_unit: int = 1) -> None:
+    def share(self, name: str, ids: np.ndarray, values: np.ndarray, at: str | None = None) -> None:
         """Adds the mean of shares in [0, 1], one per unit, with a Wilson interval."""
         if len(values) == 0:
             self.add(name, None, 0, at=at)
             return
         values = values.astype(np.float64)
-        rate, interval = metrics.clustered_rate(values, per_unit)
+        rate, interval = metrics.clustered_rate(values)
         self.add(name, rate, len(values), interval, at)
         self.units[name, at] = Units(ids.astype(np.int64), values)
 
@@ -154,7 +154,7 @@ def robustness(
     routes = ask(classifier, changed, order).routes.reshape(len(perturb.HARMLESS), len(rows))
     flips = routes != plain.routes[rows]
     book.samples["robustness"] = len(rows)
-    book.share("robustness_flip_rate", rows, flips.mean(axis=0), per_unit=len(perturb.HARMLESS))
+    book.share("robustness_flip_rate", rows, flips.mean(axis=0))
     book.share("robustness_flip_rate", rows, flips.any(axis=0), "any")
     for name, one in zip(perturb.HARMLESS, flips, strict=True):
         book.share("robustness_flip_rate", rows, one, name)
@@ -191,20 +191,19 @@ def counterfactuals(
 
 
 def _flips(book: Book, rows: np.ndarray, routes: np.ndarray, members: dict[str, list[int]]) -> None:
-    names, templates, pairs = list(members), routes.shape[1], []
+    names, pairs = list(members), []
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
             a, b = routes[:, :, members[one], None], routes[:, :, None, members[other]]
             differs = a != b
             pairs.append(differs.mean(axis=(1, 2, 3)))
-            per_text = templates * differs.shape[2] * differs.shape[3]
-            book.share("counterfactual_flip_rate", rows, pairs[-1], f"{one}/{other}", per_text)
-    book.share("counterfactual_flip_rate", rows, np.mean(pairs, axis=0), None, templates * len(pairs))
+            book.share("counterfactual_flip_rate", rows, pairs[-1], f"{one}/{other}")
+    book.share("counterfactual_flip_rate", rows, np.mean(pairs, axis=0))
     for name, who in members.items():
         inside = [routes[:, :, i] != routes[:, :, j] for n, i in enumerate(who) for j in who[n + 1 :]]
         if inside:
             values = np.mean(inside, axis=(0, 2))
-            book.share("counterfactual_flip_rate", rows, values, f"within:{name}", templates * len(inside))
+            book.share("counterfactual_flip_rate", rows, values, f"within:{name}")
         else:
             book.add("counterfactual_flip_rate", None, 0, at=f"within:{name}")
 
@@ -213,8 +212,8 @@ def _accuracy_by_group(
     book: Book, rows: np.ndarray, right: np.ndarray, members: dict[str, list[int]], seed: int
 ) -> None:
     shares = np.stack([right[:, :, who].mean(axis=(1, 2)) for who in members.values()], axis=1)
-    for place, (name, who) in enumerate(members.items()):
-        book.share("counterfactual_accuracy", rows, shares[:, place], name, right.shape[1] * len(who))
+    for place, name in enumerate(members):
+        book.share("counterfactual_accuracy", rows, shares[:, place], name)
     gap = float(np.ptp(shares.mean(axis=0)))
 
     def gaps(weights: np.ndarray) -> np.ndarray:

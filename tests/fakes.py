@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leitstand.files import digest_file, digest_json
 
-__all__ = ["InMemoryRun", "InMemoryTracker"]
+__all__ = ["InMemoryRun", "InMemoryTracker", "KeywordClassifier", "KeywordPredictions"]
 
 
 @dataclass
@@ -85,3 +87,43 @@ def _digest(path: Path) -> str:
         return digest_file(path)
     files = sorted(item for item in path.rglob("*") if item.is_file())
     return digest_json([(str(item.relative_to(path)), digest_file(item)) for item in files])
+
+
+@dataclass(frozen=True)
+class KeywordPredictions:
+    """Answers of a `KeywordClassifier`."""
+
+    labels: list[str]
+    scores: np.ndarray
+    abstain: np.ndarray
+    probabilities: np.ndarray
+
+
+class KeywordClassifier:
+    """A classifier without weights: the label whose keyword stands in the text, case-sensitively.
+
+    Without any keyword the answer is uniform, so it abstains. `wrong_for` maps a word to the label that
+    it provokes, which makes the classifier biased on purpose. ``asked`` counts the texts.
+    """
+
+    engine = "fake"
+
+    def __init__(self, keywords: Mapping[str, str], *, wrong_for: Mapping[str, str] | None = None) -> None:
+        self.keywords, self.wrong_for = dict(keywords), dict(wrong_for or {})
+        self.names = list(keywords)
+        self.asked = 0
+
+    def predict(self, texts: Sequence[str]) -> KeywordPredictions:
+        self.asked += len(texts)
+        rows = np.stack([self._row(text) for text in texts])
+        best = rows.argmax(axis=1)
+        scores = rows.max(axis=1)
+        return KeywordPredictions([self.names[i] for i in best], scores, scores < 0.5, rows)
+
+    def _row(self, text: str) -> np.ndarray:
+        hits = [name for name, word in self.keywords.items() if word in text]
+        hits = [name for word, name in self.wrong_for.items() if word in text] or hits
+        row = np.full(len(self.names), 1.0, dtype=np.float32)
+        if hits:
+            row[self.names.index(hits[0])] = 9.0 * len(self.names)
+        return row / row.sum()
