@@ -5,7 +5,7 @@ wandb 0.31 ships a writer but no reader for Python (``wandb.sdk.internal.datasto
 then the record format of LevelDB's log
 (https://github.com/google/leveldb/blob/main/doc/log_format.md) with CRC-32 (ISO-HDLC) as checksum, and
 one protobuf message ``wandb_internal.Record`` per record. The layout is not a public promise of W&B:
-``tests/unit/test_runfile.py`` fails loudly when it moves. Nothing here gives records a meaning.
+``tests/integration/test_tracking.py`` fails loudly when it moves. Nothing here gives records a meaning.
 """
 
 import struct

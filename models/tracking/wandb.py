@@ -100,7 +100,7 @@ class _WandbTracker:
             ) from error
         except Exception as error:  # no network must not cost the training run
             structlog.get_logger().warning("tracking goes on offline", reason=_reason(error))
-            run = _offline_or_none(init) if self._key else None
+            run = _offline_or_none(init)
         return _WandbRun(run, run_id=identity, first_step=0 if step is None else step + 1)
 
     def _wandb_settings(self, mode: Literal["online", "offline"]) -> wandb.Settings:
@@ -120,6 +120,7 @@ class _WandbTracker:
 
 def _offline_or_none(init: Callable[[Literal["online", "offline"]], Any]) -> Any:
     try:
+        wandb.teardown()  # W&B's service refuses an id that it still holds open, of a run that failed to start too
         return init("offline")
     except Exception as error:  # a full disk must not cost the training run either
         structlog.get_logger().warning("this run is not tracked", reason=_reason(error))
