@@ -10,7 +10,7 @@ Training writes such a folder, the registry stores it, packaging puts it into a 
 calls `verify` first. Standard library and pydantic only, so that serving can import it.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from leitstand.errors import IntegrityError, NotFoundError
 from leitstand.files import digest_file, digest_json, write_text
 
-__all__ = ["ClassifierConfig", "FileEntry", "Manifest", "read_config", "seal", "verify", "write_config"]
+__all__ = [
+    "MANIFEST",
+    "ClassifierConfig",
+    "FileEntry",
+    "Manifest",
+    "read_config",
+    "read_manifest",
+    "seal",
+    "verify",
+    "write_config",
+]
 
 MANIFEST = "manifest.json"
 CONFIG = "classifier.json"
@@ -90,12 +100,12 @@ def seal(folder: Path) -> str:
     return manifest.digest
 
 
-def verify(folder: Path) -> str:
-    """Checks every file against the manifest and returns the weights digest.
+def read_manifest(folder: Path) -> Manifest:
+    """Reads ``manifest.json``.
 
     Raises:
-        NotFoundError: There is no manifest.
-        IntegrityError: A file is missing, truncated or changed; the message names it.
+        NotFoundError: There is none.
+        IntegrityError: It is damaged, or names a file outside the folder.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -103,6 +113,20 @@ def verify(folder: Path) -> str:
         raise NotFoundError(f"No model in {folder}: {MANIFEST} is missing") from error
     except ValidationError as error:
         raise IntegrityError(f"{folder / MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+    for name in manifest.files:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise IntegrityError(f"{folder / MANIFEST} names '{name}', which is not inside the model")
+    return manifest
+
+
+def verify(folder: Path) -> str:
+    """Checks every file against the manifest and returns the weights digest.
+
+    Raises:
+        NotFoundError: There is no manifest.
+        IntegrityError: A file is missing, truncated or changed; the message names it.
+    """
+    manifest = read_manifest(folder)
     hint = "fetch the version again, or restore the file from the registry"
     for name, entry in manifest.files.items():
         path = folder / name

@@ -38,6 +38,15 @@ def only_loopback() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_telemetry() -> Iterator[None]:
+    """What `leitstand.settings.apply_environment` does for the command, for libraries imported by tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY"):
+            patch.setenv(name, "true")
+        yield
+
+
 @pytest.fixture
 def project() -> Path:
     """The root of the repository."""

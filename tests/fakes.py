@@ -4,16 +4,22 @@ Import as ``from tests.fakes import InMemoryTracker``. Each fake passes the same
 adapters (``tests/contracts/``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from leitstand.errors import ConflictError, NotFoundError
 from leitstand.files import digest_file, digest_json
+from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion, utc_now
+from models.artifact import verify
+from models.ledger import entry_hash
+from models.registry.facts import check_candidate
 
-__all__ = ["InMemoryRun", "InMemoryTracker", "KeywordClassifier", "KeywordPredictions"]
+__all__ = ["InMemoryRegistry", "InMemoryRun", "InMemoryTracker", "KeywordClassifier", "KeywordPredictions"]
 
 
 @dataclass
@@ -127,3 +133,97 @@ class KeywordClassifier:
         if hits:
             row[self.names.index(hits[0])] = 9.0 * len(self.names)
         return row / row.sum()
+
+
+class InMemoryRegistry:
+    """A `ModelRegistry` in dictionaries, with its ledger in `moves`."""
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self.moves: list[LedgerEntry] = []
+        self._clock = clock
+        self._versions: dict[tuple[str, int], ModelVersion] = {}
+        self._aliases: dict[tuple[str, str], int] = {}
+        self._files: dict[tuple[str, int], dict[str, bytes]] = {}
+        self._attachments: dict[tuple[str, int], dict[str, bytes]] = {}
+
+    def register(self, candidate: ModelCandidate) -> ModelVersion:
+        check_candidate(candidate)
+        for version in self.versions(candidate.name):
+            if version.key == candidate.key:
+                return version
+        number = 1 + len(self.versions(candidate.name))
+        where = (candidate.name, number)
+        folder = candidate.model_dir
+        self._files[where] = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        self._attachments[where] = {name: path.read_bytes() for name, path in candidate.attachments.items()}
+        facts = candidate.model_dump(exclude={"model_dir", "attachments"})
+        self._versions[where] = ModelVersion(version=number, created_at=self._clock(), **facts)
+        return self.get(ModelRef(name=candidate.name, version=number))
+
+    def get(self, ref: ModelRef) -> ModelVersion:
+        number = ref.version if ref.version is not None else self._aliases.get((ref.name, ref.alias or ""), 0)
+        where = (ref.name, number)
+        if where not in self._versions:
+            raise NotFoundError(f"Model version '{ref}' is not in the registry")
+        mine = sorted(alias for (name, alias), held in self._aliases.items() if (name, held) == where)
+        update = {"aliases": tuple(mine), "attachments": tuple(sorted(self._attachments[where]))}
+        return self._versions[where].model_copy(update=update)
+
+    def versions(self, name: str) -> Sequence[ModelVersion]:
+        numbers = sorted((number for known, number in self._versions if known == name), reverse=True)
+        return [self.get(ModelRef(name=name, version=number)) for number in numbers]
+
+    def names(self) -> Sequence[str]:
+        return sorted({name for name, _ in self._versions})
+
+    def fetch(self, ref: ModelRef, target: Path) -> ModelVersion:
+        version = self.get(ref)
+        for name, content in self._files[version.name, version.version].items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+        verify(target)
+        return version
+
+    def attachment(self, ref: ModelRef, name: str, target: Path) -> Path:
+        version = self.get(ref)
+        if name not in version.attachments:
+            raise NotFoundError(f"'{version.ref}' has no attachment '{name}'")
+        target.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(self._attachments[version.name, version.version][name])
+        return target / name
+
+    def attach(self, ref: ModelRef, files: Mapping[str, Path]) -> None:
+        version = self.get(ref)
+        there = self._attachments[version.name, version.version]
+        contents = {name: path.read_bytes() for name, path in files.items()}
+        for name, content in contents.items():
+            if there.get(name, content) != content:
+                raise ConflictError(f"'{name}' is attached already, with other bytes")
+        there.update(contents)
+
+    def set_alias(self, ref: ModelRef, alias: str, *, actor: str, reason: str, evidence: str = "") -> LedgerEntry:
+        version = self.get(ref)
+        return self._move(version.name, alias, version.version, actor, reason, evidence)
+
+    def remove_alias(self, name: str, alias: str, *, actor: str, reason: str) -> LedgerEntry:
+        if (name, alias) not in self._aliases:
+            raise NotFoundError(f"'{name}' has no alias '{alias}'")
+        return self._move(name, alias, None, actor, reason, "")
+
+    def _move(self, name: str, alias: str, version: int | None, actor: str, reason: str, evidence: str) -> LedgerEntry:
+        previous = self._aliases.get((name, alias))
+        if previous == version:
+            return next(entry for entry in reversed(self.moves) if (entry.name, entry.alias) == (name, alias))
+        if version is None:
+            del self._aliases[name, alias]
+        else:
+            self._aliases[name, alias] = version
+        draft = LedgerEntry(
+            sequence=len(self.moves) + 1, at=self._clock(), name=name, alias=alias, version=version,
+            previous=previous, actor=actor, reason=reason, evidence=evidence,
+            previous_hash=self.moves[-1].hash if self.moves else "", hash="",
+        )  # fmt: skip
+        self.moves.append(draft.model_copy(update={"hash": entry_hash(draft)}))
+        return self.moves[-1]
