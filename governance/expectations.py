@@ -64,9 +64,7 @@ def evaluate(table: dict[str, Sequence[Any]], checks: Sequence[Check]) -> list[O
         context.data_sources.add_pandas("rows")
         .add_dataframe_asset("rows")
         .add_batch_definition_whole_dataframe("all")
-        .get_batch(
-            {"dataframe": pd.DataFrame({name: pd.Series(list(values), dtype=object) for name, values in table.items()})}
-        )
+        .get_batch({"dataframe": frame})
     )
     suite = gx.ExpectationSuite(
         name="checks", expectations=[_expectation(gx, check, i) for i, check in enumerate(checks)]

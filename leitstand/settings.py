@@ -70,6 +70,7 @@ class LineageSettings(_Group):
     url: str = Field("", description="OpenLineage HTTP endpoint, like http://marquez:5000")
     api_key: SecretStr | None = None
     timeout_s: float = Field(3.0, gt=0)
+    source_url: str = Field("", description="URL of this code's repository, named by events; empty: a package URL")
 
 
 class ServingSettings(_Group):
