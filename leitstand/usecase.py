@@ -84,21 +84,37 @@ class TrainingProfile(_Spec):
     """One way to train. ``frozen`` fits only the head on frozen embeddings; ``finetune`` trains everything."""
 
     method: Literal["finetune", "frozen"] = "finetune"
-    epochs: int = Field(5, ge=1, le=1000)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(5, ge=1, le=1000, description="`frozen`: most iterations of the head's optimizer (L-BFGS)")
+    batch_size: int = Field(32, ge=1, description="texts per optimizer step, over all processes together")
     learning_rate: float = Field(5e-5, gt=0, description="peak rate of the top encoder layer")
     head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the classification head")
+    head_init: Literal["random", "frozen"] = Field(
+        "random", description="`frozen`: first fit the head on frozen embeddings, then train everything (LP-FT)"
+    )
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate per layer downwards")
-    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how the rate falls to 0 after the warm-up")
     warmup_fraction: Fraction = 0.1
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this length")
     label_smoothing: Fraction = 0.0
-    dropout: Fraction = 0.1
+    dropout: Fraction = Field(0.1, description="in the encoder and before the head")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="exponential moving average of weights; 0 turns it off")
+    freeze_embeddings: bool = Field(True, description="keep the word embeddings as pretrained; much faster")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     class_weights: Literal["none", "balanced"] = "none"
     early_stopping_patience: int = Field(0, ge=0, description="evaluations without a gain before stopping; 0 = off")
     checkpoint_every_steps: int = Field(200, ge=1)
-    l2: float = Field(1e-4, ge=0, description="`frozen` only: ridge penalty of the head")
+    token_budget: int = Field(16_384, ge=1, description="padded tokens per pass; larger batches are cut into passes")
+    l2: float = Field(1e-4, ge=0, description="ridge penalty of a head fitted on frozen embeddings")
+    refit: bool = Field(
+        False, description="`frozen` only: after calibration, fit the head again on train and validation rows together"
+    )
+
+    @model_validator(mode="after")
+    def _refit_needs_frozen(self) -> Self:
+        if self.refit and self.method != "frozen":
+            raise ValueError("refit: true works with method: frozen only; a finetuned model keeps its held-out rows")
+        return self
 
 
 class TrainingSpec(_Spec):
