@@ -94,7 +94,7 @@ def _slices(evaluation: EvaluationReport) -> list[dict[str, Any]]:
 
 
 def _rates(evaluation: EvaluationReport, name: str) -> list[dict[str, Any]]:
-    rows = [m for m in evaluation.metrics if m.name == name]
+    rows = sorted((m for m in evaluation.metrics if m.name == name), key=lambda m: m.slice is not None)
     top = max((m.interval.high for m in rows if m.interval), default=1.0) or 1.0
     return [{"name": m.slice or "overall", "metric": m, "bar": _bar(m, 0.0, top)} for m in rows]
 
@@ -109,7 +109,7 @@ def _bias(evaluation: EvaluationReport, use_case: UseCase) -> dict[str, Any] | N
     return {
         "overall": overall,
         "between": [r for r in rates if not r["name"].startswith("within:")],
-        "within": [r for r in rates if r["name"].startswith("within:")],
+        "within": [r | {"name": r["name"].removeprefix("within:")} for r in rates if r["name"].startswith("within:")],
         "groups": [
             {"name": name, "words": ", ".join(words), "metric": evaluation.metric("counterfactual_accuracy", name)}
             for name, words in spec.groups.items()

@@ -36,6 +36,8 @@ def show(metric: str, value: float | None) -> str:
     """The value as a reason prints it: four digits for shares, one for milliseconds and megabytes."""
     if value is None:
         return "nothing"
+    if metric == "throughput":
+        return f"{value:.0f}"
     return f"{value:.1f}" if metric in _NOT_SHARES - {"brier", "nll"} else f"{value:.4f}"
 
 

@@ -158,14 +158,17 @@ def percentile_interval(
     seed: int,
     *,
     reflected: bool = False,
-) -> Interval:
+) -> Interval | None:
     """A bootstrap interval of `statistic`, which maps weights (samples, n) to values (samples,).
 
     Percentiles of the resamples, or with `reflected` the basic bootstrap ``2 value - percentile``
     (Davison & Hinkley 1997, section 5.2), which corrects statistics that resampling biases upwards, as
-    it does the calibration error. The interval always holds `value` and stays at or above 0.
+    it does the calibration error. The interval always holds `value` and stays at or above 0. None when all
+    resamples agree: a perfect score on few rows is no proof of perfection.
     """
     drawn = statistic(bootstrap_weights(n, samples, seed))
+    if np.ptp(drawn) == 0:
+        return None
     tail = (1 - LEVEL) / 2
     low, high = (float(x) for x in np.quantile(drawn, [tail, 1 - tail]))
     if reflected:

@@ -85,6 +85,7 @@ def test_interval_of_the_calibration_error_is_not_shifted_by_resampling() -> Non
     interval = metrics.percentile_interval(
         lambda weights: metrics.weighted_ece(scores, right, weights), value, 2000, 300, 1, reflected=True
     )
+    assert interval is not None
     assert interval.low < value <= interval.high
     assert interval.low < 0.01, "the scores are calibrated, so zero must be near"
 
@@ -94,3 +95,11 @@ def test_a_tail_quantile_of_few_calls_has_no_interval() -> None:
     found = metrics.quantile_interval(np.arange(1000.0), 0.99)
     assert found is not None
     assert found.low < 990 < found.high
+
+
+def test_a_perfect_score_has_no_bootstrap_interval() -> None:
+    labels = np.arange(40) % 4
+    found = metrics.percentile_interval(
+        lambda weights: metrics.weighted_f1_scores(labels, labels, 4, weights, "macro"), 1.0, 40, 100, 1
+    )
+    assert found is None
