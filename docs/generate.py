@@ -21,7 +21,10 @@ NOTE = "<!-- Written by docs/generate.py; edit the code instead. -->\n"
 
 def use_case_page() -> str:
     """Every key of `usecase.yaml`."""
-    intro = "# The use-case file\n\nOne `usecases/NAME/usecase.yaml` describes a use case completely. Unknown keys are errors.\n"
+    intro = (
+        "# The use-case file\n\n"
+        "One `usecases/NAME/usecase.yaml` describes a use case completely. Unknown keys are errors.\n"
+    )
     return NOTE + intro + "".join(_tables(UseCase, "", ""))
 
 
@@ -62,12 +65,7 @@ def _tables(model: type[BaseModel], prefix: str, joiner: str) -> Iterator[str]:
         key = prefix + (name.upper() if joiner else name)
         inner = _model_in(field.annotation)
         if inner:
-            part = (
-                (joiner or ".")
-                if not _is_many(field.annotation)
-                else ("[]." if _is_list(field.annotation) else ".NAME.")
-            )
-            nested.append((inner, key + part))
+            nested.append((inner, key + (joiner or _part(field.annotation))))
             continue
         missing = field.default is PydanticUndefined and field.default_factory is None
         default = "required" if missing else f"`{_plain(field.get_default(call_default_factory=True))}`"

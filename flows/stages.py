@@ -93,15 +93,11 @@ def train(
     """Trains on a snapshot, or returns the finished run with the same inputs."""
     from models import training
 
-    chosen = profile or use_case.training.default_profile
-    with (
-        adapters.lineage.run(f"{use_case.name}.train", inputs=[names.snapshot_dataset(snapshot)]) as run,
-        adapters.lock(f"train-{use_case.name}-{chosen}-{snapshot.digest[7:23]}"),
-    ):
+    with adapters.lineage.run(f"{use_case.name}.train", inputs=[names.snapshot_dataset(snapshot)]) as run:
         record = training.train(
             use_case,
             snapshot,
-            profile=chosen,
+            profile=profile,
             home=adapters.home,
             tracker=adapters.tracker,
             commit=adapters.commit,

@@ -68,19 +68,20 @@ def _ingest_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 
 
 def _train_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
-    from models.training import training_folder
+    from models.base import resolve_base
+    from models.training import training_key
 
     adapters = wire()
     use_case = adapters.use_case(parameters["name"])
-    folder = training_folder(
+    base = resolve_base(use_case.model.base, home=adapters.home, s3=adapters.settings.s3, folder=use_case.folder)
+    key = training_key(
         use_case,
         parameters["snapshot"],
         profile=parameters["profile"],
         seed=parameters["seed"],
-        home=adapters.home,
-        s3=adapters.settings.s3,
+        base_digest=base.digest,
     )
-    return f"train-{folder.name}-{_present(folder)}"
+    return f"train-{key}-{_present(adapters.home / 'runs' / use_case.name / key[7:23] / 'model')}"
 
 
 def _evaluate_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:

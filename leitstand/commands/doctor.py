@@ -119,7 +119,8 @@ def _weights(settings: Settings) -> Iterator[Finding]:
 
 
 def _registry(settings: Settings) -> Iterator[Finding]:
-    from models.registry.opening import open_ledger, open_registry
+    from models.ledger import open_ledger
+    from models.registry.opening import open_registry
 
     try:
         registry = open_registry(settings)

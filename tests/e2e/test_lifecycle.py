@@ -174,7 +174,7 @@ def test_training_killed_half_way_is_resumed_and_nothing_is_half_registered(work
     done = workspace.leitstand("run", "triage", "--profile", "full", "--no-serve", "--json")
     assert done.returncode in {0, 3, 4}, done.stderr
     assert len(workspace.versions()) == before + 1
-    records = [json.loads(path.read_text()) for path in workspace.home.glob("runs/triage/*/run.json")]
+    records = [json.loads(path.read_text()) for path in workspace.home.glob("runs/triage/*/record.json")]
     assert [record["resumed"] for record in records if record["profile"] == "full"] == [True]
 
 
