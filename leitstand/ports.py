@@ -88,6 +88,14 @@ class ModelRegistry(Protocol):
 
     def remove_alias(self, name: str, alias: str, *, actor: str, reason: str) -> LedgerEntry: ...
 
+    def verify_moves(self, name: str) -> None:
+        """Checks that every alias of `name` is where the ledger put it.
+
+        Raises:
+            IntegrityError: One is not, or the ledger lost its last move; the message says which.
+        """
+        ...
+
 
 class PromotionLedger(Protocol):
     """Append-only, hash-chained record of alias moves. Entries are never changed or removed."""

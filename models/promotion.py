@@ -16,7 +16,7 @@ from leitstand.ports import ModelRegistry
 from leitstand.types import GateReport, LedgerEntry, ModelRef, ModelVersion
 from models.gates import require_pass
 
-__all__ = ["GATE_REPORT", "attached_gate_report", "previous_holder", "promote", "roll_back"]
+__all__ = ["GATE_REPORT", "attached_gate_report", "check", "previous_holder", "promote", "roll_back"]
 
 GATE_REPORT = "gate_report.json"
 
@@ -53,7 +53,7 @@ def promote(
     version = registry.get(ref)
     report = gate_report or attached_gate_report(registry, version)
     try:
-        _require_evidence(version, report)
+        check(version, report)
     except PolicyDenied as denied:
         if not force:
             raise
@@ -78,7 +78,8 @@ def attached_gate_report(registry: ModelRegistry, version: ModelVersion) -> Gate
             raise IntegrityError(f"'{GATE_REPORT}' of '{version.ref}' is no gate report: {error}") from error
 
 
-def _require_evidence(version: ModelVersion, report: GateReport | None) -> None:
+def check(version: ModelVersion, report: GateReport | None) -> None:
+    """Returns when `report` lets `version` be promoted; raises as `promote` does otherwise."""
     if report is None:
         raise PromotionRejected(
             f"'{version.ref}' has no gate report", hint=f"evaluate it with `leitstand run {version.name}`"

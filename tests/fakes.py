@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from leitstand.errors import ConflictError, NotFoundError
+from leitstand.errors import ConflictError, IntegrityError, NotFoundError
 from leitstand.files import digest_file, digest_json
 from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion, utc_now
 from models.artifact import verify
@@ -211,6 +211,12 @@ class InMemoryRegistry:
         if (name, alias) not in self._aliases:
             raise NotFoundError(f"'{name}' has no alias '{alias}'")
         return self._move(name, alias, None, actor, reason, "")
+
+    def verify_moves(self, name: str) -> None:
+        held = {entry.alias: entry.version for entry in self.moves if entry.name == name}
+        for alias, version in held.items():
+            if self._aliases.get((name, alias)) != version:
+                raise IntegrityError(f"Alias '{name}@{alias}' is not where the ledger put it")
 
     def _move(self, name: str, alias: str, version: int | None, actor: str, reason: str, evidence: str) -> LedgerEntry:
         previous = self._aliases.get((name, alias))

@@ -122,7 +122,6 @@ class MlflowRegistry:
         return self._moves.move(name, alias, None, actor=actor, reason=reason)
 
     def verify_moves(self, name: str) -> None:
-        """Checks aliases and the anchored head of `name` against the ledger; raises IntegrityError."""
         self._moves.verify(name)
 
     def alias_holder(self, name: str, alias: str) -> int | None:
