@@ -16,6 +16,7 @@ from leitstand.usecase import DataSpec, Expectations
 
 __all__ = ["check_columns", "check_rows", "check_sets"]
 
+NAMED_LABELS = 5
 _FLAGS = {
     Reason.NOT_TEXT: "texts are strings",
     Reason.NOT_UTF8: "texts are UTF-8",
@@ -58,7 +59,7 @@ def check_rows(
         table = {
             "text": [True if row.text and row.text.strip() else None for row in source.rows],
             "chars": [len(row.text.strip()) or None if row.text else None for row in source.rows],
-            "label": [excerpt(row.label) if row.label and row.label.strip() else None for row in source.rows],
+            "label": _shown_labels(source, labels),
             "reason": [reason.value if reason else None for reason in reasons],
         }
         table |= {flag.value: [reason is flag for reason in reasons] for flag in _FLAGS}
@@ -70,7 +71,6 @@ def _row_checks(source: Source, labels: Sequence[str], limits: Expectations) -> 
     share, split = limits.max_quarantined, source.split
     most = f"at most {share:.2%} of rows (max_quarantined)"
     bad_byte = "" if source.bad_byte is None else f", the first at byte offset {source.bad_byte:,} of {source.uri}"
-    known = tuple(excerpt(label) for label in labels)
     length = f"{most} outside {limits.min_chars:,} to {limits.max_chars:,} characters (min_chars, max_chars)"
     return [
         Check("texts are present", split, "not_null", most, column="text", share=share),
@@ -87,21 +87,28 @@ def _row_checks(source: Source, labels: Sequence[str], limits: Expectations) -> 
         ),
         Check("labels are present", split, "not_null", most, column="label", share=share),
         Check(
-            "labels are known", split, "in_set", most, column="label", values=known, share=share,
-            detail=_unknown(source, known),
+            "labels are known", split, "in_set", most, column="label", values=tuple(labels), share=share,
+            detail=_unknown(source, labels),
         ),
         Check("quarantined rows", split, "null", most, column="reason", share=share),
     ]  # fmt: skip
 
 
-def _unknown(source: Source, known: Sequence[str]) -> str:
-    found = Counter(excerpt(row.label) for row in source.rows if row.label and row.label.strip())
-    unknown = [(label, count) for label, count in found.most_common() if label not in set(known)]
+def _shown_labels(source: Source, labels: Sequence[str]) -> list[str | None]:
+    """Labels as the engine and the report may see them: known ones as they are, others masked and marked."""
+    known = frozenset(labels)
+    present = [row.label if row.label and row.label.strip() else None for row in source.rows]
+    return [label if label is None or label in known else f"'{excerpt(label)}'" for label in present]
+
+
+def _unknown(source: Source, labels: Sequence[str]) -> str:
+    known = frozenset(labels)
+    found = Counter(label for label in _shown_labels(source, labels) if label and label not in known).most_common()
     named = []
-    for label, count in unknown[:5]:
-        close = difflib.get_close_matches(label, known, n=1)
-        named.append(f"'{label}' in {count:,}" + (f", did you mean '{close[0]}'?" if close else ""))
-    rest = f"; and {len(unknown) - 5} more labels" if len(unknown) > 5 else ""  # noqa: PLR2004
+    for label, count in found[:NAMED_LABELS]:
+        close = difflib.get_close_matches(label.strip("'"), labels, n=1)
+        named.append(f"{label} in {count:,}" + (f", did you mean '{close[0]}'?" if close else ""))
+    rest = f"; and {len(found) - NAMED_LABELS} more labels" if len(found) > NAMED_LABELS else ""
     return f": {'; '.join(named)}{rest}" if named else ""
 
 
@@ -142,6 +149,8 @@ def _flag(name: str, split: str, column: str, share: float, key: str) -> Check:
 
 
 def _check_language(split: str, found: Sequence[str | None], limits: Expectations) -> list[ExpectationResult]:
+    if not limits.languages:
+        return []
     share = limits.max_language_mismatch
     allowed = f"at most {share:.2%} of decided rows not in {', '.join(limits.languages)} (max_language_mismatch)"
     check = Check("language", split, "in_set", allowed, column="language", values=limits.languages, share=share)

@@ -4,8 +4,9 @@
     with lineage.run("support.train", inputs=[snapshot_dataset(snapshot)]) as run:
         run.add_output(run_dataset(train(...)))
 
-An error passes through unchanged after its FAIL event. A run inside another becomes its child. Events
-follow version 2-0-2 of the specification, https://openlineage.io/spec/2-0-2/OpenLineage.json.
+An error passes through unchanged after its FAIL event; that of a refused data set tells what was wrong
+with the data. A run inside another becomes its child. Events follow version 2-0-2 of the specification,
+https://openlineage.io/spec/2-0-2/OpenLineage.json.
 """
 
 import contextlib
@@ -34,6 +35,8 @@ from governance.lineage_datasets import (
     endpoint_dataset,
     file_dataset,
     model_dataset,
+    read_report,
+    report_datasets,
     run_dataset,
     snapshot_dataset,
     source_dataset,
@@ -41,6 +44,7 @@ from governance.lineage_datasets import (
 )
 from governance.lineage_sinks import CompositeSink, FileSink, HttpSink
 from leitstand import __version__
+from leitstand.errors import ValidationFailed
 from leitstand.ports import LineageSink
 from leitstand.settings import Settings
 from leitstand.types import utc_now
@@ -162,6 +166,9 @@ class Lineage:
             yield run
         except Exception as error:
             run.add_facet("errorMessage", _error_facet(error))
+            report = read_report(error.report) if isinstance(error, ValidationFailed) else None
+            if report:
+                run.add_input(*report_datasets(report))
             self._emit(RunState.FAIL, run, job_facets)
             raise
         except BaseException:

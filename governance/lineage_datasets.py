@@ -23,8 +23,8 @@ from governance.validation_report import SplitFacts, ValidationReport
 from leitstand.types import ModelRef, RunRecord, Snapshot
 
 __all__ = [
-    "Dataset", "bento_dataset", "endpoint_dataset", "file_dataset", "model_dataset", "run_dataset", "snapshot_dataset",
-    "source_dataset", "source_datasets",
+    "Dataset", "bento_dataset", "endpoint_dataset", "file_dataset", "model_dataset", "read_report", "report_datasets",
+    "run_dataset", "snapshot_dataset", "source_dataset", "source_datasets",
 ]  # fmt: skip
 
 _COLUMNS = (("text", "string", "the text to classify"), ("label", "string", "its label"))
@@ -53,21 +53,39 @@ def source_dataset(uri: str) -> Dataset:
 
 def source_datasets(snapshot: Snapshot) -> list[Dataset]:
     """The sources of a snapshot, with their digests and what validation found in each."""
-    report = _report(snapshot)
+    report = read_report(snapshot.report_json)
+    if report:
+        return report_datasets(report)
     return [
-        replace(
-            source_dataset(uri),
-            facets=_versioned(snapshot.source_digests[split]),
-            input_facets=_quality(report, [split]) if report else {},
-        )
+        replace(source_dataset(uri), facets=_versioned(snapshot.source_digests[split]))
         for split, uri in snapshot.sources.items()
     ]
+
+
+def report_datasets(report: ValidationReport) -> list[Dataset]:
+    """The sources that a validation report is about; also those of a data set that was refused."""
+    return [
+        replace(
+            source_dataset(facts.uri),
+            facets=_versioned(facts.source_digest),
+            input_facets=_quality(report, [split]),
+        )
+        for split, facts in report.splits.items()
+    ]
+
+
+def read_report(path: Path | None) -> ValidationReport | None:
+    """The validation report in a file; None when there is none that can be read: lineage goes without."""
+    try:
+        return ValidationReport.model_validate_json(path.read_bytes()) if path else None
+    except (OSError, ValueError):
+        return None
 
 
 def snapshot_dataset(snapshot: Snapshot) -> Dataset:
     """A snapshot: its folder, with schema, digest, size and data quality."""
     folder = next(iter(snapshot.splits.values())).path.parent
-    report = _report(snapshot)
+    report = read_report(snapshot.report_json)
     rows = sum(split.rows for split in snapshot.splits.values())
     size = sum(split.path.stat().st_size for split in snapshot.splits.values() if split.path.is_file())
     return replace(
@@ -125,14 +143,6 @@ def _schema() -> dict[str, Any]:
         for place, (name, kind, text) in enumerate(_COLUMNS, start=1)
     ]
     return {"schema": schema_dataset.SchemaDatasetFacet(fields=fields)}
-
-
-def _report(snapshot: Snapshot) -> ValidationReport | None:
-    """The validation report beside the snapshot; lineage goes without when it cannot be read."""
-    try:
-        return ValidationReport.model_validate_json(snapshot.report_json.read_bytes()) if snapshot.report_json else None
-    except (OSError, ValueError):
-        return None
 
 
 def _quality(report: ValidationReport, splits: list[str]) -> dict[str, Any]:

@@ -62,7 +62,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A row that is not used. Holds a digest and a short masked excerpt, never the whole text."""
+    """A row that is not used. Holds a digest and a short masked excerpt, never the whole text.
+
+    A label of the label set stands as it is; an unknown one may be anything, so it is an excerpt too.
+    """
 
     split: str
     number: int
@@ -155,7 +158,7 @@ def sort_rows(sources: Iterable[Source], labels: Sequence[str], expectations: Ex
         for row in source.rows:
             problem = _defect_of(row, known, expectations)
             if problem:
-                quarantined.append(_set_aside(source.split, row, *problem))
+                quarantined.append(_set_aside(source.split, row, *problem, known=row.label in known))
             else:
                 sound.append(row)
         kept[source.split], conflicting = _without_conflicts(source.split, sound)
@@ -193,6 +196,6 @@ def _without_leaked(train: list[Row], test: list[Row]) -> tuple[list[Row], list[
     return kept, leaked
 
 
-def _set_aside(split: str, row: Row, reason: Reason, detail: str) -> Quarantined:
-    label = None if row.label is None else excerpt(row.label)
+def _set_aside(split: str, row: Row, reason: Reason, detail: str, *, known: bool = True) -> Quarantined:
+    label = row.label if known or row.label is None else excerpt(row.label)
     return Quarantined(split, row.number, reason, detail, label, text_digest(row.text), excerpt(row.text))

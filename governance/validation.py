@@ -77,6 +77,8 @@ def unreadable_report(use_case: str, spec: DataSpec, failures: Sequence[str], so
 def _languages(rows: Sequence[Row], limits: Expectations) -> list[str | None]:
     """Languages of at most 20,000 rows, evenly spread, so that the check stays within seconds."""
     step = max(1, -(-len(rows) // LANGUAGE_SAMPLE))
+    if not limits.languages:
+        return []
     return detect([row.text or "" for row in rows[::step]], limits.languages)
 
 
@@ -149,6 +151,6 @@ def _repeats(split: str, kept: Sequence[Row]) -> Iterator[Example]:
             shown += 1
             yield Example(
                 split=split, row=row.number, kind="duplicate", detail=f"the same text as row {first[text]}",
-                label=excerpt(row.label), excerpt=excerpt(row.text),
+                label=row.label or "", excerpt=excerpt(row.text),
             )  # fmt: skip
         first.setdefault(text, row.number)

@@ -19,6 +19,7 @@ transport appears here: ``services/protocol.py`` maps errors to HTTP, the CLI ma
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = [
     "BackendError",
@@ -82,13 +83,16 @@ class IntegrityError(LeitstandError):
 
 
 class ValidationFailed(LeitstandError):
-    """A data set breaks its expectations; ``failures`` names each of them."""
+    """A data set breaks its expectations; ``failures`` names each of them, ``report`` is the full one (JSON)."""
 
     exit_code = 5
 
-    def __init__(self, message: str, *, failures: Sequence[str] = (), hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, failures: Sequence[str] = (), hint: str | None = None, report: Path | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.failures = tuple(failures)
+        self.report = report
 
 
 class PolicyDenied(LeitstandError):

@@ -1,6 +1,7 @@
 """Digests and atomic writes: the two habits that keep half-written state out of every store."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -66,15 +67,22 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-            target.replace(old / "x")
-            part.replace(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            part.replace(target)
+        _swap_in(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap_in(part: Path, target: Path) -> None:
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(old / "x")
+        part.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another writer was quicker: its folder stays
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> Path:

@@ -95,6 +95,7 @@ def _rejected(folder: Path, report: ValidationReport, lines: list[str], hint: st
     return ValidationFailed(
         f"The data of use case '{report.use_case}' breaks {len(failures)} expectation(s):\n  " + "\n  ".join(failures),
         failures=failures,
+        report=target / "report.json",
         hint=(f"{hint}; " if hint else "correct the data, or the limits under data.expectations; ")
         + f"the report is {target / 'report.html'}",
     )
