@@ -7,11 +7,12 @@ Every flow takes names and numbers only, so that the UI's form and the command l
 from prefect import flow, get_run_logger
 
 from flows import tasks
-from flows.stages import CHALLENGER, CHAMPION, stored_verdict
+from flows.stages import CHALLENGER, CHAMPION
 from flows.wiring import wire
 from leitstand.errors import PolicyDenied
 from leitstand.types import Endpoint, EvaluationReport, GateReport, ModelRef, ModelVersion, RunRecord, Snapshot
 from models.packaging import BentoRecord
+from models.promotion import attached_gate_report, check
 
 __all__ = ["deploy", "evaluate", "ingest", "lifecycle", "package", "train"]
 
@@ -54,7 +55,9 @@ def deploy(use_case: str, version: int | None = None) -> Endpoint:
         PromotionRejected: The version's gates did not pass.
     """
     chosen = _version(use_case, version)
-    return _serve(use_case, chosen, stored_verdict(wire(), chosen))
+    verdict = attached_gate_report(wire().registry, chosen)
+    check(chosen, verdict)
+    return _serve(use_case, chosen, verdict)
 
 
 @flow(name="lifecycle", flow_run_name="lifecycle {use_case}", persist_result=False)

@@ -5,8 +5,7 @@ crash finishes what is missing and repeats nothing. Each emits OpenLineage START
 Nothing here knows Prefect; ``flows/tasks.py`` adds caching, retries and artifacts.
 """
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flows.deploying import Deployer
@@ -24,7 +23,7 @@ from leitstand.events import (
     ServiceDeployed,
     announce,
 )
-from leitstand.files import digest_json, write_text
+from leitstand.files import digest_json
 from leitstand.types import (
     Endpoint,
     EvaluationReport,
@@ -54,7 +53,7 @@ __all__ = [
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-Progress = Callable[[int, int, dict[str, float]], None]
+Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def ingest(adapters: Adapters, use_case: UseCase) -> Snapshot:
@@ -125,23 +124,31 @@ def evaluation_folder(adapters: Adapters, use_case: UseCase, weights_digest: str
     return adapters.home / "reports" / use_case.name / key[7:23]
 
 
-def evaluate(
-    adapters: Adapters, use_case: UseCase, snapshot: Snapshot, model_dir: Path, weights_digest: str
+def evaluate(adapters: Adapters, use_case: UseCase, snapshot: Snapshot, run: RunRecord) -> EvaluationReport:
+    """Measures a run's model on the test split, or returns what was measured before."""
+    return _measure(adapters, use_case, snapshot, run.model_dir, run.weights_digest, names.run_dataset(run))
+
+
+def _measure(
+    adapters: Adapters,
+    use_case: UseCase,
+    snapshot: Snapshot,
+    model_dir: Path,
+    weights_digest: str,
+    model: names.Dataset,
 ) -> EvaluationReport:
-    """Measures a model on the test split, or returns what was measured before."""
     from models import evaluation
 
     out = evaluation_folder(adapters, use_case, weights_digest, snapshot)
     file = out / "evaluation.json"
     with (
-        adapters.lineage.run(f"{use_case.name}.evaluate", inputs=[names.snapshot_dataset(snapshot)]) as run,
+        adapters.lineage.run(f"{use_case.name}.evaluate", inputs=[names.snapshot_dataset(snapshot), model]) as run,
         adapters.lock(f"evaluate-{out.name}"),
     ):
         if file.is_file():
             report = EvaluationReport.model_validate_json(file.read_bytes())
         else:
             report = evaluation.evaluate(use_case, snapshot, model_dir, out=out)
-            write_text(file, report.model_dump_json(indent=1))
         run.add_output(names.file_dataset(file))
     return report
 
@@ -179,7 +186,8 @@ def gate(
     if champion and champion.weights_digest != report.weights_digest:
         with adapters.lock(f"champion-{use_case.name}"):
             folder = _fetched(adapters, champion)
-        champion_report = evaluate(adapters, use_case, snapshot, folder, champion.weights_digest)
+        source = names.model_dataset(champion.ref)
+        champion_report = _measure(adapters, use_case, snapshot, folder, champion.weights_digest, source)
     verdict = gates.decide(
         use_case,
         report,
@@ -227,7 +235,8 @@ def register(
         metrics={m.name: m.value for m in report.metrics if m.slice is None and m.value is not None},
         attachments=attachments,
     )
-    with adapters.lineage.run(f"{use_case.name}.register", inputs=[names.run_dataset(record)]) as run:
+    inputs = [names.run_dataset(record), names.file_dataset(out / "evaluation.json")]
+    with adapters.lineage.run(f"{use_case.name}.register", inputs=inputs) as run:
         version = adapters.registry.register(candidate)
         run.add_output(names.model_dataset(version.ref))
     announce(ModelRegistered(use_case=use_case.name, version=version.version, weights_digest=version.weights_digest))
@@ -281,13 +290,6 @@ def promote(
         )
     )
     return entry
-
-
-def stored_verdict(adapters: Adapters, version: ModelVersion) -> GateReport:
-    """The gate report attached to a version."""
-    folder = adapters.home / "cache" / "attachments" / f"{version.name}-{version.version}"
-    path = adapters.registry.attachment(version.ref, "gate_report.json", folder)
-    return GateReport.model_validate(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _champion(adapters: Adapters, name: str) -> ModelVersion | None:

@@ -5,7 +5,7 @@ for training; weights, data and policy for everything after. A key is withheld w
 result points at are gone, so deleting `.leitstand/runs` leads to a new training and not to a broken run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def evaluate_task(name: str, snapshot: Snapshot, run: RunRecord) -> EvaluationRe
     """Measures the new model on the test split."""
     adapters = wire()
     use_case = adapters.use_case(name)
-    report = stages.evaluate(adapters, use_case, snapshot, run.model_dir, run.weights_digest)
+    report = stages.evaluate(adapters, use_case, snapshot, run)
     stages.track_evaluation(adapters, use_case, run, report)
     create_table_artifact(
         key=f"{name}-evaluation",
@@ -210,12 +210,12 @@ def _link(key: str, path: Path | None, text: str) -> None:
         create_link_artifact(key=key, link=path.resolve().as_uri(), link_text=text)
 
 
-def _progress(key: str) -> Callable[[int, int, dict[str, float]], None]:
+def _progress(key: str) -> Callable[[int, int, Mapping[str, float]], None]:
     """A callback that moves a progress bar in the Prefect UI, at most once per percent."""
-    artifact = create_progress_artifact(key=key, progress=0.0, description="Training")
+    artifact: Any = create_progress_artifact(key=key, progress=0.0, description="Training")
     shown = 0
 
-    def report(done: int, total: int, metrics: dict[str, float]) -> None:
+    def report(done: int, total: int, metrics: Mapping[str, float]) -> None:
         nonlocal shown
         percent = 100 * done // max(total, 1)
         if percent > shown:

@@ -48,12 +48,13 @@ def wire() -> Adapters:
     """Builds the adapters from the environment, once per process."""
     settings = load_settings()
     apply_environment(settings)
+    commit = code_commit()
     return Adapters(
         settings=settings,
         registry=open_registry(settings),
         tracker=open_tracker(settings),
-        lineage=open_lineage(settings),
-        commit=code_commit(),
+        lineage=open_lineage(settings, commit=commit),
+        commit=commit,
     )
 
 

@@ -36,11 +36,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class LazyGroup(TyperGroup):
     """Lists subcommands without importing them."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Imports the module of a command and returns the command."""
         if cmd_name not in COMMANDS:
             return None
@@ -48,7 +48,7 @@ class LazyGroup(TyperGroup):
             return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
         module = importlib.import_module(f"leitstand.commands.{COMMANDS[cmd_name][0]}")
         module.app.rich_markup_mode = None  # plain help: the same text in a terminal, a pipe and the docs
-        command = typer.main.get_command(module.app)
+        command: Any = typer.main.get_command(module.app)
         if cmd_name in getattr(command, "commands", {}):
             command = command.commands[cmd_name]
         command.name = cmd_name

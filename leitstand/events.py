@@ -6,6 +6,7 @@
 import dataclasses
 import logging
 import sys
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -114,7 +115,7 @@ class ServiceDeployed(Event):
     url: str
 
 
-def _to_ecs(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def _to_ecs(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
     return {
         "@timestamp": event.pop("timestamp"),
         "log.level": event.pop("level"),

@@ -38,54 +38,58 @@ class RegistrySettings(_Group):
     """Where model versions live."""
 
     kind: Literal["mlflow", "wandb"] = "mlflow"
-    uri: str = Field("", description="SQLAlchemy URI or MLflow server; empty: SQLite below `home`")
-    artifacts: str = Field("", description="folder or s3:// prefix for model files; empty: a folder below `home`")
-    entity: str = Field("", description="W&B entity that owns the registry; only for kind=wandb")
+    uri: str = Field(default="", description="SQLAlchemy URI or MLflow server; empty: SQLite below `home`")
+    artifacts: str = Field(
+        default="", description="folder or s3:// prefix for model files; empty: a folder below `home`"
+    )
+    entity: str = Field(default="", description="W&B entity that owns the registry; only for kind=wandb")
 
 
 class TrackingSettings(_Group):
     """Where training runs are logged."""
 
-    project: str = Field("leitstand", description="W&B project")
-    api_key: SecretStr | None = Field(None, description="W&B key; without one, runs stay offline")
-    base_url: str = Field("", description="W&B server of your own")
+    project: str = Field(default="leitstand", description="W&B project")
+    api_key: SecretStr | None = Field(default=None, description="W&B key; without one, runs stay offline")
+    base_url: str = Field(default="", description="W&B server of your own")
 
 
 class S3Settings(_Group):
     """Credentials come from boto3's usual chain; these only say where the server is."""
 
-    endpoint_url: str = Field("", description="empty: AWS")
+    endpoint_url: str = Field(default="", description="empty: AWS")
     region: str = "us-east-1"
-    multipart_bytes: int = Field(16 * 2**20, ge=5 * 2**20, description="part size in bytes")
+    multipart_bytes: int = Field(default=16 * 2**20, ge=5 * 2**20, description="part size in bytes")
 
 
 class BlobSettings(_Group):
-    uri: str = Field("", description="folder or s3:// prefix; empty: a folder below `home`")
+    uri: str = Field(default="", description="folder or s3:// prefix; empty: a folder below `home`")
 
 
 class LineageSettings(_Group):
     """Where OpenLineage events go: always to a file, and over HTTP when a URL is set."""
 
     namespace: str = "leitstand"
-    url: str = Field("", description="OpenLineage HTTP endpoint, like http://marquez:5000")
+    url: str = Field(default="", description="OpenLineage HTTP endpoint, like http://marquez:5000")
     api_key: SecretStr | None = None
-    timeout_s: float = Field(3.0, gt=0)
-    source_url: str = Field("", description="URL of this code's repository, named by events; empty: a package URL")
+    timeout_s: float = Field(default=3.0, gt=0)
+    source_url: str = Field(
+        default="", description="URL of this code's repository, named by events; empty: a package URL"
+    )
 
 
 class ServingSettings(_Group):
-    host: str = Field("127.0.0.1", description="address that Bentos bind to")
-    threads: int = Field(0, ge=0, description="compute threads of the engine; 0: one per physical core")
-    workers: int = Field(1, ge=1, description="processes per Bento")
-    engine: Literal["", "auto", "openvino", "torch"] = Field("", description="overrides the use case's choice")
-    drain_s: float = Field(20.0, ge=0, description="time in-flight requests get after SIGTERM")
+    host: str = Field(default="127.0.0.1", description="address that Bentos bind to")
+    threads: int = Field(default=0, ge=0, description="compute threads of the engine; 0: one per physical core")
+    workers: int = Field(default=1, ge=1, description="processes per Bento")
+    engine: Literal["", "auto", "openvino", "torch"] = Field(default="", description="overrides the use case's choice")
+    drain_s: float = Field(default=20.0, ge=0, description="time in-flight requests get after SIGTERM")
 
 
 class LocalSettings(_Group):
     """What `leitstand up` starts on this machine."""
 
-    prefect_port: int = Field(4200, ge=1, le=65535)
-    ready_timeout_s: float = Field(120.0, gt=0)
+    prefect_port: int = Field(default=4200, ge=1, le=65535)
+    ready_timeout_s: float = Field(default=120.0, gt=0)
 
 
 class Settings(BaseSettings):
@@ -96,8 +100,8 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["local", "staging", "production"] = "local"
-    home: Path = Field(Path(".leitstand"), description="folder of everything that runs leave behind")
-    usecases: Path = Field(Path("usecases"), description="folder of the use cases")
+    home: Path = Field(default=Path(".leitstand"), description="folder of everything that runs leave behind")
+    usecases: Path = Field(default=Path("usecases"), description="folder of the use cases")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     registry: RegistrySettings = RegistrySettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -157,6 +161,7 @@ def quiet_environment(settings: Settings, base: Mapping[str, str] | None = None)
         "OPENVINO_TELEMETRY": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "passive",  # threads that wait by spinning slow down every other busy process
         "BENTOML_HOME": str(home / "bentoml"),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.local.prefect_port}/api",

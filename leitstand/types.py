@@ -120,12 +120,14 @@ class RunRecord(_Record):
     base_model: str
     base_digest: Digest
     commit: str
-    tracking_url: str = Field("", description="where the tracker keeps the run: a URL, or an offline run's folder")
+    tracking_url: str = Field(
+        default="", description="where the tracker keeps the run: a URL, or an offline run's folder"
+    )
     metrics: dict[str, float] = Field(default_factory=dict)
     training_seconds: float
     resumed: bool = False
     stopped_early: bool = False
-    curves: Path | None = Field(None, description="CSV with step, epoch, split, loss, accuracy, learning_rate")
+    curves: Path | None = Field(default=None, description="CSV with step, epoch, split, loss, accuracy, learning_rate")
 
 
 class Interval(_Record):
@@ -168,13 +170,15 @@ class EvaluationReport(_Record):
     engine: str
     metrics: tuple[Metric, ...]
     predictions: Path = Field(description="Parquet: row, label, predicted, score, abstain, one row per example")
-    confusion: Path | None = Field(None, description="CSV: label, predicted, count (non-zero cells)")
+    confusion: Path | None = Field(default=None, description="CSV: label, predicted, count (non-zero cells)")
     units: Path | None = Field(
-        None, description="Parquet: metric, slice, unit, value; what each row or sentence adds to a mean"
+        default=None, description="Parquet: metric, slice, unit, value; what each row or sentence adds to a mean"
     )
     reliability: tuple[ReliabilityBin, ...] = ()
     samples: dict[str, int] = Field(default_factory=dict, description="rows or calls that each part was measured on")
-    spec_digest: str = Field("", description="digest of how it was measured; two reports compare when it is equal")
+    spec_digest: str = Field(
+        default="", description="digest of how it was measured; two reports compare when it is equal"
+    )
 
     def metric(self, name: str, slice: str | None = None) -> Metric | None:  # noqa: A002
         """The metric `name` on `slice`, or None when it was not measured."""
@@ -197,13 +201,15 @@ class GateResult(_Record):
     value: float | None
     bound: float
     bound_kind: Literal["floor", "ceiling"]
-    missed_by: float | None = Field(None, description="how far the value is on the wrong side; None when it is not")
+    missed_by: float | None = Field(
+        default=None, description="how far the value is on the wrong side; None when it is not"
+    )
     examples: int
     interval: Interval | None = None
     champion_value: float | None = None
     champion_test: str | None = None
     p_value: float | None = None
-    rows_needed: int | None = Field(None, description="rows with which the same difference would decide")
+    rows_needed: int | None = Field(default=None, description="rows with which the same difference would decide")
     reason: str
 
 
@@ -233,7 +239,7 @@ class ModelCandidate(_Record):
     run_id: str
     tracking_url: str = ""
     profile: str
-    parent: str | None = Field(None, description="`NAME:VERSION` that was champion when this one was trained")
+    parent: str | None = Field(default=None, description="`NAME:VERSION` that was champion when this one was trained")
     metrics: dict[str, float] = Field(default_factory=dict)
     attachments: dict[str, Path] = Field(
         default_factory=dict, description="file name to path: gate_report.json, gate_report.html, model_card.md, ..."
@@ -288,6 +294,6 @@ class LedgerEntry(_Record):
     previous: int | None
     actor: str
     reason: str
-    evidence: str = Field("", description="digest of the gate report, or a URL")
+    evidence: str = Field(default="", description="digest of the gate report, or a URL")
     previous_hash: str
     hash: str = Field(description="sha256 over this entry without `hash`, chained by `previous_hash`")

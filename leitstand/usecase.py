@@ -46,15 +46,19 @@ class _Spec(BaseModel):
 class Expectations(_Spec):
     """What a data set must satisfy before anything is trained on it."""
 
-    min_rows: int = Field(100, ge=1, description="rows per split, after quarantine")
-    min_chars: int = Field(3, ge=1, description="shorter texts are quarantined")
-    max_chars: int = Field(2_000, ge=1, description="longer texts are quarantined")
-    languages: tuple[str, ...] = Field(("en",), description="ISO 639-1 codes that the texts may be in")
-    max_language_mismatch: Fraction = Field(0.05, description="share of rows detected as another language")
-    max_duplicates: Fraction = Field(0.02, description="share of rows whose normalised text repeats within a split")
-    max_leakage: Fraction = Field(0.005, description="share of test texts that also stand in train")
-    max_quarantined: Fraction = Field(0.02, description="share of rows that may be quarantined before the set is bad")
-    min_rows_per_label: int = Field(5, ge=1, description="train rows that every label needs")
+    min_rows: int = Field(default=100, ge=1, description="rows per split, after quarantine")
+    min_chars: int = Field(default=3, ge=1, description="shorter texts are quarantined")
+    max_chars: int = Field(default=2_000, ge=1, description="longer texts are quarantined")
+    languages: tuple[str, ...] = Field(default=("en",), description="ISO 639-1 codes that the texts may be in")
+    max_language_mismatch: Fraction = Field(default=0.05, description="share of rows detected as another language")
+    max_duplicates: Fraction = Field(
+        default=0.02, description="share of rows whose normalised text repeats within a split"
+    )
+    max_leakage: Fraction = Field(default=0.005, description="share of test texts that also stand in train")
+    max_quarantined: Fraction = Field(
+        default=0.02, description="share of rows that may be quarantined before the set is bad"
+    )
+    min_rows_per_label: int = Field(default=5, ge=1, description="train rows that every label needs")
 
 
 class DataSpec(_Spec):
@@ -66,7 +70,7 @@ class DataSpec(_Spec):
     label_column: str = "label"
     labels: tuple[str, ...] | str = Field(description="the label set: a list, or a JSON file holding one")
     licence: str = Field(description="SPDX id or name of the data's licence")
-    attribution: str = Field("", description="who to name, as the licence asks")
+    attribution: str = Field(default="", description="who to name, as the licence asks")
     expectations: Expectations = Expectations()
 
 
@@ -76,38 +80,49 @@ class ModelSpec(_Spec):
     base: str = Field(
         description="`package:NAME` (weights inside an installed package), a hub id, a folder, or an s3:// prefix"
     )
-    max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are truncated")
-    abstain_below: Fraction = Field(0.5, description="calibrated score under which the model abstains")
+    max_tokens: int = Field(default=128, ge=8, le=8192, description="longer texts are truncated")
+    abstain_below: Fraction = Field(default=0.5, description="calibrated score under which the model abstains")
 
 
 class TrainingProfile(_Spec):
     """One way to train. ``frozen`` fits only the head on frozen embeddings; ``finetune`` trains everything."""
 
     method: Literal["finetune", "frozen"] = "finetune"
-    epochs: int = Field(5, ge=1, le=1000, description="`frozen`: most iterations of the head's optimizer (L-BFGS)")
-    batch_size: int = Field(32, ge=1, description="texts per optimizer step, over all processes together")
-    learning_rate: float = Field(5e-5, gt=0, description="peak rate of the top encoder layer")
-    head_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the classification head")
-    head_init: Literal["random", "frozen"] = Field(
-        "random", description="`frozen`: first fit the head on frozen embeddings, then train everything (LP-FT)"
+    epochs: int = Field(
+        default=5, ge=1, le=1000, description="`frozen`: most iterations of the head's optimizer (L-BFGS)"
     )
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate per layer downwards")
-    schedule: Literal["linear", "cosine"] = Field("linear", description="how the rate falls to 0 after the warm-up")
+    batch_size: int = Field(default=32, ge=1, description="texts per optimizer step, over all processes together")
+    learning_rate: float = Field(default=5e-5, gt=0, description="peak rate of the top encoder layer")
+    head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the classification head")
+    head_init: Literal["random", "frozen"] = Field(
+        default="random", description="`frozen`: first fit the head on frozen embeddings, then train everything (LP-FT)"
+    )
+    layer_decay: float = Field(default=1.0, gt=0, le=1, description="factor on the rate per layer downwards")
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", description="how the rate falls to 0 after the warm-up"
+    )
     warmup_fraction: Fraction = 0.1
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this length")
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are shortened to this length")
     label_smoothing: Fraction = 0.0
-    dropout: Fraction = Field(0.1, description="in the encoder and before the head")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="exponential moving average of weights; 0 turns it off")
-    freeze_embeddings: bool = Field(True, description="keep the word embeddings as pretrained; much faster")
+    dropout: Fraction = Field(default=0.1, description="in the encoder and before the head")
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="exponential moving average of weights; 0 turns it off"
+    )
+    freeze_embeddings: bool = Field(default=True, description="keep the word embeddings as pretrained; much faster")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     class_weights: Literal["none", "balanced"] = "none"
-    early_stopping_patience: int = Field(0, ge=0, description="evaluations without a gain before stopping; 0 = off")
-    checkpoint_every_steps: int = Field(200, ge=1)
-    token_budget: int = Field(16_384, ge=1, description="padded tokens per pass; larger batches are cut into passes")
-    l2: float = Field(1e-4, ge=0, description="ridge penalty of a head fitted on frozen embeddings")
+    early_stopping_patience: int = Field(
+        default=0, ge=0, description="evaluations without a gain before stopping; 0 = off"
+    )
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+    token_budget: int = Field(
+        default=16_384, ge=1, description="padded tokens per pass; larger batches are cut into passes"
+    )
+    l2: float = Field(default=1e-4, ge=0, description="ridge penalty of a head fitted on frozen embeddings")
     refit: bool = Field(
-        False, description="`frozen` only: after calibration, fit the head again on train and validation rows together"
+        default=False,
+        description="`frozen` only: after calibration, fit the head again on train and validation rows together",
     )
 
     @model_validator(mode="after")
@@ -118,8 +133,8 @@ class TrainingProfile(_Spec):
 
 
 class TrainingSpec(_Spec):
-    seed: int = Field(17, ge=0)
-    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of train held out for choices")
+    seed: int = Field(default=17, ge=0)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="share of train held out for choices")
     default_profile: str = "full"
     profiles: dict[str, TrainingProfile]
 
@@ -146,17 +161,17 @@ class CounterfactualSpec(_Spec):
 
 class EvaluationSpec(_Spec):
     label_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="group name to its labels")
-    typo_rate: Fraction = Field(0.1, description="share of words that get one typing error in the typo slice")
+    typo_rate: Fraction = Field(default=0.1, description="share of words that get one typing error in the typo slice")
     counterfactuals: CounterfactualSpec | None = None
-    bootstrap_samples: int = Field(1000, ge=100)
+    bootstrap_samples: int = Field(default=1000, ge=100)
 
 
 class ChampionRule(_Spec):
     """How a candidate is compared with the serving champion, on the same test rows."""
 
     test: Literal["mcnemar", "bootstrap"] = "bootstrap"
-    margin: float = Field(0.0, ge=0, description="how much worse the candidate may be and still pass")
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of the one-sided non-inferiority decision")
+    margin: float = Field(default=0.0, ge=0, description="how much worse the candidate may be and still pass")
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="error rate of the one-sided non-inferiority decision")
 
 
 class GateSpec(_Spec):
@@ -167,9 +182,10 @@ class GateSpec(_Spec):
     floor: float | None = None
     ceiling: float | None = None
     champion: ChampionRule | None = None
-    min_examples: int = Field(50, ge=1, description="fewer rows than this give `insufficient evidence`")
+    min_examples: int = Field(default=50, ge=1, description="fewer rows than this give `insufficient evidence`")
     decide_by: Literal["estimate", "interval"] = Field(
-        "estimate", description="interval: the whole confidence interval must lie on the right side of the bound"
+        default="estimate",
+        description="interval: the whole confidence interval must lie on the right side of the bound",
     )
 
     @model_validator(mode="after")
@@ -184,20 +200,22 @@ class GateSpec(_Spec):
 
 
 class ServingSpec(_Spec):
-    engine: Literal["auto", "openvino", "torch"] = Field("auto", description="auto: torch on a GPU, else openvino")
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        default="auto", description="auto: torch on a GPU, else openvino"
+    )
     precision: Literal["fp32", "int8"] = "fp32"
-    max_batch_size: int = Field(64, ge=1)
-    max_queue: int = Field(512, ge=1, description="texts waiting; beyond it the answer is 503 with Retry-After")
-    deadline_ms: int = Field(2_000, ge=1, description="a request older than this is answered 503, not computed")
-    max_text_bytes: int = Field(65_536, ge=1, description="larger texts are answered 413")
-    port: int = Field(3000, ge=1, le=65535)
+    max_batch_size: int = Field(default=64, ge=1)
+    max_queue: int = Field(default=512, ge=1, description="texts waiting; beyond it the answer is 503 with Retry-After")
+    deadline_ms: int = Field(default=2_000, ge=1, description="a request older than this is answered 503, not computed")
+    max_text_bytes: int = Field(default=65_536, ge=1, description="larger texts are answered 413")
+    port: int = Field(default=3000, ge=1, le=65535)
 
 
 class RolloutSpec(_Spec):
     """Used by the rollout controller; `approval: manual` asks a person before traffic moves."""
 
     approval: Literal["automatic", "manual"] = "automatic"
-    shadow_minutes: int = Field(10, ge=0)
+    shadow_minutes: int = Field(default=10, ge=0)
     canary_percent: tuple[int, ...] = (1, 5, 25, 50, 100)
     step_deadline: timedelta = timedelta(minutes=30)
 
@@ -213,9 +231,9 @@ class DriftSpec(_Spec):
     """Used by the monitors: when a window counts as drifted, and what may follow."""
 
     check_every: timedelta = timedelta(hours=1)
-    min_window_rows: int = Field(500, ge=1)
-    false_alarms_per_month: float = Field(1.0, gt=0)
-    max_retrains_per_week: int = Field(2, ge=0)
+    min_window_rows: int = Field(default=500, ge=1)
+    false_alarms_per_month: float = Field(default=1.0, gt=0)
+    max_retrains_per_week: int = Field(default=2, ge=0)
 
 
 class UseCase(_Spec):

@@ -44,8 +44,8 @@ class ClassifierConfig(BaseModel):
     labels: tuple[str, ...] = Field(description="label of each logit, in order")
     max_tokens: int
     pooling: Literal["mean"] = "mean"
-    temperature: float = Field(1.0, gt=0, description="logits are divided by it before the softmax")
-    abstain_below: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0, description="logits are divided by it before the softmax")
+    abstain_below: float = Field(default=0.5, ge=0, le=1)
     base_model: str
 
 
