@@ -100,7 +100,7 @@ def _candidate(use_case: str, profile: str | None, seed: int | None) -> tuple[Mo
     return version, verdict
 
 
-def _serve(use_case: str, version: ModelVersion, verdict: GateReport) -> Endpoint:
+def _serve(use_case: str, version: ModelVersion, verdict: GateReport | None) -> Endpoint:
     bento = tasks.package_task(use_case, version)
     endpoint = tasks.deploy_task(use_case, bento)
     tasks.promote_task(use_case, version, verdict, CHAMPION, f"serves as {bento.tag}")

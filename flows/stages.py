@@ -270,7 +270,7 @@ def deploy(adapters: Adapters, deployer: Deployer, use_case: UseCase, bento: Ben
 
 
 def promote(
-    adapters: Adapters, version: ModelVersion, verdict: GateReport, *, alias: str, reason: str
+    adapters: Adapters, version: ModelVersion, verdict: GateReport | None, *, alias: str, reason: str
 ) -> LedgerEntry | None:
     """Points an alias at a version whose gates passed; None when it points there already.
 

@@ -181,7 +181,7 @@ def register_task(
 
 
 @task(name="promote", task_run_name="promote {name} to {alias}", **UNCACHED)
-def promote_task(name: str, version: ModelVersion, verdict: GateReport, alias: str, reason: str) -> None:
+def promote_task(name: str, version: ModelVersion, verdict: GateReport | None, alias: str, reason: str) -> None:
     """Moves an alias, if the gates passed."""
     if stages.promote(wire(), version, verdict, alias=alias, reason=reason) is None:
         get_run_logger().info("%s is %s already", version.ref, alias)

@@ -29,16 +29,16 @@ class Curves:
         file: The CSV.
         run: The tracker's run, or None on ranks that do not lead.
         total: Steps of the whole run.
-        progress: Called with steps done, steps in total and the latest numbers. None: a bar when stderr is a terminal.
+        progress: Called with steps done, steps in total and the latest numbers. A terminal also shows a bar.
     """
 
     def __init__(self, file: Path, run: TrackedRun | None, total: int, progress: ProgressCallback | None) -> None:
         self.rows: list[dict[str, Any]] = []
         self._file, self._run, self._total = file, run, total
         self._bar: Progress | None = None
-        self._progress = progress
-        if progress is None and run is not None and sys.stderr.isatty():
-            self._progress = self._show
+        self._watchers = [progress] if progress else []
+        if run is not None and sys.stderr.isatty():
+            self._watchers.append(self._show)
 
     def add(self, step: int, epoch: float, split: str, **numbers: float) -> None:
         """Records one point after `step` steps; `numbers` are columns of the CSV."""
@@ -48,8 +48,8 @@ class Curves:
 
     def advance(self, step: int, **numbers: float) -> None:
         """Tells the watcher that `step` steps are done."""
-        if self._progress is not None:
-            self._progress(step, self._total, numbers)
+        for watch in self._watchers:
+            watch(step, self._total, numbers)
 
     def write(self) -> Path:
         """Writes the CSV and returns its path."""
