@@ -36,11 +36,13 @@ class FilesystemBlobStore:
         digest = digest_file(source)
         with on_disk(self._root), self._lock():
             old = _target(link)
+            self._tidy()
             self._store(source, digest)
             if old != digest:
                 self._point(link, digest, key)
                 if old is not None:
                     self._reclaim(old)
+            self._pending.unlink(missing_ok=True)
         return digest
 
     def get_file(self, key: str, target: Path) -> str:
@@ -63,6 +65,7 @@ class FilesystemBlobStore:
         link = self._link(key)
         with on_disk(self._root), self._lock():
             digest = _target(link)
+            self._tidy()
             if digest is not None:
                 link.unlink()
                 self._reclaim(digest)
@@ -82,10 +85,24 @@ class FilesystemBlobStore:
         stored = self._object(digest)
         if stored.exists() and digest_file(stored) == digest:
             return
-        with atomic_path(stored) as part:
-            shutil.copyfile(source, part)
-            if digest_file(part) != digest:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        self._pending.write_text(digest)
+        try:
+            shutil.copyfile(source, self._incoming)
+            if digest_file(self._incoming) != digest:
                 raise IntegrityError(f"{source} changed while it was stored", hint="store it again")
+            with self._incoming.open("rb+") as file:
+                os.fsync(file.fileno())
+            self._incoming.replace(stored)
+        finally:
+            self._incoming.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        """Removes what a killed writer left: bytes that came half, or whole and without a key; needs the lock."""
+        self._incoming.unlink(missing_ok=True)
+        if self._pending.is_file():
+            self._reclaim(self._pending.read_text())
+            self._pending.unlink()
 
     def _point(self, link: Path, digest: str, key: str) -> None:
         try:
@@ -132,6 +149,15 @@ class FilesystemBlobStore:
     def _object(self, digest: str) -> Path:
         name = digest.removeprefix("sha256:")
         return self._root / OBJECTS / name[:2] / name
+
+    @property
+    def _incoming(self) -> Path:
+        return self._root / OBJECTS / "incoming"
+
+    @property
+    def _pending(self) -> Path:
+        """Names the bytes that are being stored, until a key names them."""
+        return self._root / OBJECTS / "pending"
 
     def _lock(self) -> FileLock:
         self._root.mkdir(parents=True, exist_ok=True)
