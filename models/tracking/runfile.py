@@ -17,7 +17,7 @@ from typing import Any
 
 from leitstand.errors import IntegrityError
 
-__all__ = ["RunFile", "read_run_file"]
+__all__ = ["RunFile", "has_ended", "read_run_file"]
 
 FILE_HEADER = b":W&B\xe1\xbe\x00"
 BLOCK_BYTES = 32 * 1024
@@ -58,6 +58,11 @@ def read_run_file(path: Path) -> RunFile:
     except (_Cut, DecodeError):
         result.complete = False
     return result
+
+
+def has_ended(path: Path) -> bool:
+    """Whether the end of the run stands in the file."""
+    return any(record.WhichOneof("record_type") == "exit" for record in reversed(read_run_file(path).records))
 
 
 class _Cut(Exception):

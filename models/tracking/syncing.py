@@ -6,6 +6,7 @@ a living process still writes are left for later.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from models.tracking.wandb import check_key
 __all__ = ["SyncReport", "sync_runs"]
 
 TIMEOUT_S = 3600
-GRAPHQL_RETRIES = 3  # W&B's own default waits for an absent server for many minutes
+GRAPHQL_RETRIES = 3  # 17 s without a server; the default waits for many minutes (and 0 means the default)
 REFUSALS = ("401", "403", "permission denied", "invalid api key", "not authenticated")
 
 
@@ -78,13 +79,14 @@ def _sync(settings: Settings, runs: Sequence[LoggedRun], key: str, *, dry_run: b
 def _push(settings: Settings, folders: Sequence[Path], key: str, state: "_State") -> None:
     for folder in folders:
         _marker(folder).unlink(missing_ok=True)
-    failure = _wandb_sync(settings, folders, key)
-    for folder in folders:
-        if _marker(folder).exists():
-            state.note(folder)
-    missing = [folder.name for folder in folders if not _marker(folder).exists()]
+    output = _wandb_sync(settings, folders, key)
+    there = [folder for folder in folders if _marker(folder).exists() or _is_cut(folder, output)]
+    for folder in there:
+        state.note(folder)
+    missing = [folder.name for folder in folders if folder not in there]
     if not missing:
         return
+    failure = output[-600:]
     if any(word in failure.lower() for word in REFUSALS):
         raise ConfigurationError(
             f"the W&B server at {state.server} refused the key", hint="check LEITSTAND_TRACKING__API_KEY"
@@ -97,7 +99,7 @@ def _push(settings: Settings, folders: Sequence[Path], key: str, state: "_State"
 
 
 def _wandb_sync(settings: Settings, folders: Sequence[Path], key: str) -> str:
-    """Runs W&B's own command and returns the end of what it said; the marker files say what worked."""
+    """Runs W&B's own command and returns what it said; the marker files say what worked."""
     environment = quiet_environment(settings) | {
         "WANDB_API_KEY": key,
         "WANDB_BASE_URL": _server(settings),
@@ -111,7 +113,12 @@ def _wandb_sync(settings: Settings, folders: Sequence[Path], key: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"deadline of {TIMEOUT_S} s passed"
-    return " ".join((done.stdout + done.stderr).split())[-600:].replace(key, "***")
+    return " ".join((done.stdout + done.stderr).split()).replace(key, "***")
+
+
+def _is_cut(folder: Path, output: str) -> bool:
+    """Whether W&B pushed all that can be read of a killed run's file, which it reports as an error."""
+    return bool(re.search(re.escape(folder.name) + r'": the file ends with an incomplete record', output))
 
 
 class _State:

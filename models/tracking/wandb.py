@@ -7,6 +7,7 @@ configuration that cannot work stops a run, at its start.
 
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,14 @@ from leitstand.errors import ConfigurationError
 from leitstand.ports import ExperimentTracker
 from leitstand.settings import Settings, apply_environment
 from models.tracking.reading import LOCK_NAME, STEP, last_step
+from models.tracking.runfile import has_ended
 
 __all__ = ["CONFUSION_COLUMNS", "check_key", "open_tracker"]
 
 CONFUSION_COLUMNS = ("label", "predicted", "count")
 KEY_PATTERN = re.compile(r"(?:\w+-)?[\w-]{40,}|[\w-]+\.[\w-]+\.[\w-]+")
 INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 30.0
 FLUSH_S = 2.0  # what a kill can cost; W&B's own default is 15
 SYSTEM_SAMPLING_S = 5.0
 
@@ -93,12 +96,12 @@ class _WandbTracker:
         step = last_step(self._settings.root, run_id) if run_id else None
         try:
             run = init("online" if self._key else "offline")
-        except (AuthenticationError, UsageError) as error:
-            raise ConfigurationError(
-                f"W&B refused to start the run: {error}",
-                hint="check LEITSTAND_TRACKING__API_KEY and LEITSTAND_TRACKING__BASE_URL, or unset the key",
-            ) from error
         except Exception as error:  # no network must not cost the training run
+            if _is_refusal(error):
+                raise ConfigurationError(
+                    f"W&B refused to start the run: {error}",
+                    hint="check LEITSTAND_TRACKING__API_KEY and LEITSTAND_TRACKING__BASE_URL, or unset the key",
+                ) from error
             structlog.get_logger().warning("tracking goes on offline", reason=_reason(error))
             run = _offline_or_none(init)
         return _WandbRun(run, run_id=identity, first_step=0 if step is None else step + 1)
@@ -116,6 +119,11 @@ class _WandbTracker:
             x_stats_sampling_interval=SYSTEM_SAMPLING_S,
             x_transaction_log_flush_interval=FLUSH_S,
         )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether configuration is at fault; a refused key comes as a plain CommError with the status in its text."""
+    return isinstance(error, AuthenticationError | UsageError) or bool(re.search(r"error 40[13]\b", str(error)))
 
 
 def _offline_or_none(init: Callable[[Literal["online", "offline"]], Any]) -> Any:
@@ -194,10 +202,22 @@ class _WandbRun:
 
     def finish(self, *, failed: bool = False) -> None:
         if not self._finished:
-            self._guarded(lambda: self._run.finish(exit_code=1 if failed else 0))
+            self._guarded(lambda: self._finish(exit_code=1 if failed else 0))
             self._finished = True
             if self._lock is not None:
                 self._lock.release()
+
+    def _finish(self, *, exit_code: int) -> None:
+        """Ends the run and waits until its file says so: W&B's own `finish` returns before the file is written."""
+        assert self._folder is not None  # noqa: S101
+        self._run.finish(exit_code=exit_code)
+        file = self._folder / f"run-{self._run_id}.wandb"
+        pause, deadline = 0.01, time.monotonic() + FINISH_TIMEOUT_S
+        while not has_ended(file):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file} was not complete {FINISH_TIMEOUT_S:.0f} s after the end of the run")
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
     def _guarded(self, write: Callable[[], None]) -> None:
         if self._run is None or self._finished:
