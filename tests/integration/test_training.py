@@ -106,7 +106,8 @@ def die(done, total, numbers):
     if done == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(tiny_use_case({base!r}, **{profile!r}), Snapshot.model_validate_json(Path({snapshot!r}).read_text()), profile=None,
+snapshot = Snapshot.model_validate_json(Path({snapshot!r}).read_text())
+train(tiny_use_case({base!r}, **{profile!r}), snapshot, profile=None,
       home=Path({home!r}), tracker=InMemoryTracker(), commit="abc", s3=S3Settings(), progress=die)
 """
 

@@ -30,7 +30,7 @@ def test_a_package_that_is_not_installed_is_named_with_the_command(tmp_path: Pat
 
 
 def test_a_package_without_weights_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="'json' holds no folder with config.json"):
+    with pytest.raises(NotFoundError, match=r"'json' holds no folder with config\.json"):
         resolve("package:json", tmp_path)
 
 
