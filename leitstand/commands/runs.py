@@ -15,7 +15,7 @@ __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, compare and sync training runs.")
 
-HEADLINE = ("val/accuracy", "test/accuracy", "accuracy", "val/macro_f1", "val/ece")
+HEADLINE = ("test/accuracy", "validation_accuracy", "test/ece", "validation_ece", "training_seconds")
 
 
 @app.command("list")

@@ -5,6 +5,7 @@ the confusions that differ most, and where each run came from. Reads nothing its
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,32 @@ from leitstand.pages import write_page
 from leitstand.types import utc_now
 from models.tracking.curves import Chart, chart
 from models.tracking.reading import LoggedRun, LoggedTable
-from models.tracking.tables import confusion_rows, keyed_table
+from models.tracking.tables import confusion_rows, keyed_table, pivoted
 
 __all__ = ["MAX_RUNS", "best_index", "compare", "config_rows", "flatten", "lower_is_better", "metric_rows"]
 
 MAX_RUNS = 8
-LOWER = ("loss", "ece", "latency", "_ms", "seconds", "size", "brier", "nll", "flip_rate", "error", "perplexity")
-HIGHER = (
-    "accuracy", "f1", "precision", "recall", "auc", "per_second", "per_s", "throughput", "agreement", "coverage",
-)  # fmt: skip
+LOWER = frozenset(
+    [
+        "loss",
+        "ece",
+        "latency",
+        "ms",
+        "seconds",
+        "size",
+        "brier",
+        "nll",
+        "flip",
+        "error",
+        "errors",
+        "perplexity",
+        "uncalibrated",
+        "gap",
+    ]
+)
+HIGHER = frozenset(
+    ["accuracy", "f1", "precision", "recall", "auc", "auroc", "throughput", "agreement", "coverage", "consistency"]
+)
 PROGRESS = ("epoch", "learning_rate", "lr")  # where a run was, not how good it is: their last value says nothing
 FACTS = ("profile", "seed", "commit", "data_digest", "weights_digest", "base_model", "base_digest")
 
@@ -63,10 +81,10 @@ def compare(runs: Sequence[LoggedRun], out: Path) -> Path:
 
 def lower_is_better(metric: str) -> bool | None:
     """The direction of a metric by its name; None when neither end is better (epoch, learning rate, counts)."""
-    name = metric.lower()
-    if any(part in name for part in LOWER):
+    words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    if words & LOWER:
         return True
-    return False if any(part in name for part in HIGHER) else None
+    return False if words & HIGHER else None
 
 
 def best_index(metric: str, values: Sequence[float | None]) -> int | None:
@@ -115,7 +133,7 @@ def metric_rows(runs: Sequence[LoggedRun]) -> list[dict[str, Any]]:
 
 
 def _metric_order(name: str) -> tuple[int, str]:
-    parts = ("test", "val", "train")
+    parts = ("test", "val", "best", "train")
     return next((i for i, part in enumerate(parts) if name.startswith(part)), len(parts)), name
 
 
@@ -152,7 +170,7 @@ def _tables(runs: Sequence[LoggedRun]) -> tuple[list[dict[str, Any]], list[dict[
         tables: list[LoggedTable | None] = [run.tables.get(name) for run in runs]
         if rows := confusion_rows(tables):
             confusion = rows
-        elif table := keyed_table(tables):
+        elif table := keyed_table([table and pivoted(table) for table in tables]):
             merged.append({"name": name, **table})
     for table in merged:
         for row in table["rows"]:
@@ -162,13 +180,13 @@ def _tables(runs: Sequence[LoggedRun]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def _facts(runs: Sequence[LoggedRun]) -> list[tuple[str, list[str]]]:
-    configs = [flatten(run.config) for run in runs]
+    known = [flatten(run.config) | flatten(run.summary) for run in runs]
     facts: list[tuple[str, list[str]]] = [
         ("state", [run.state + ("" if run.complete else ", file cut off") for run in runs]),
         ("started", [f"{run.started:%Y-%m-%d %H:%M:%S} UTC" for run in runs]),
         ("duration", [_duration(run.duration_s) for run in runs]),
     ]
-    facts += [(name.replace("_", " "), [_text(c.get(name, "–")) for c in configs]) for name in FACTS]
+    facts += [(name.replace("_", " "), [_text(values.get(name, "–")) for values in known]) for name in FACTS]
     facts += [
         ("tags", [", ".join(run.tags) or "–" for run in runs]),
         ("host", [run.host or "–" for run in runs]),

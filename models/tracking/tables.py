@@ -5,7 +5,7 @@ from typing import Any
 
 from models.tracking.reading import LoggedTable
 
-__all__ = ["confusion_rows", "keyed_table"]
+__all__ = ["confusion_rows", "keyed_table", "pivoted"]
 
 MAX_ROWS = 200
 TOP_CONFUSIONS = 15
@@ -33,6 +33,21 @@ def keyed_table(tables: Sequence[LoggedTable | None]) -> dict[str, Any] | None:
         for name in names[:MAX_ROWS]
     ]
     return {"key": key, "columns": numeric, "rows": rows, "left_out": max(0, len(names) - MAX_ROWS)}
+
+
+def pivoted(table: LoggedTable) -> LoggedTable:
+    """A table of (key, ``metric``, ``value``, ...) rows as one row per key and one column per metric.
+
+    Any other table comes back unchanged.
+    """
+    key, *rest = table.columns
+    if rest[:2] != ["metric", "value"]:
+        return table
+    metrics = list(dict.fromkeys(row[1] for row in table.rows))
+    values = {(row[0], row[1]): row[2] for row in table.rows}
+    keys = dict.fromkeys(row[0] for row in table.rows)
+    rows = tuple((name, *(values.get((name, metric)) for metric in metrics)) for name in keys)
+    return LoggedTable(columns=(key, *map(str, metrics)), rows=rows)
 
 
 def confusion_rows(tables: Sequence[LoggedTable | None]) -> list[dict[str, Any]]:

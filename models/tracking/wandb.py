@@ -178,9 +178,11 @@ class _WandbRun:
         """Logs a table; one with the columns label, predicted, count also as W&B's confusion matrix chart."""
 
         def write() -> None:
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-            chart = _confusion_chart(table) if tuple(columns) == CONFUSION_COLUMNS else table
-            self._run.log({name: chart, STEP: max(0, self._next_step - 1)})
+            if tuple(columns) == CONFUSION_COLUMNS:
+                content = _confusion_chart(rows)
+            else:
+                content = wandb.Table(list(columns), [list(row) for row in rows], allow_mixed_types=True)
+            self._run.log({name: content, STEP: max(0, self._next_step - 1)})
 
         self._guarded(write)
 
@@ -232,7 +234,8 @@ class _WandbRun:
                 )
 
 
-def _confusion_chart(table: wandb.Table) -> Any:
+def _confusion_chart(rows: Sequence[Sequence[Any]]) -> Any:
+    table = wandb.Table(list(CONFUSION_COLUMNS), [[actual, guess, int(count)] for actual, guess, count in rows])
     label, predicted, count = CONFUSION_COLUMNS
     fields = {"Actual": label, "Predicted": predicted, "nPredictions": count}
     return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})

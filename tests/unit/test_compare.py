@@ -11,7 +11,7 @@ from leitstand.errors import ConfigurationError, NotFoundError
 from models.tracking.compare import best_index, compare, config_rows, lower_is_better
 from models.tracking.curves import MAX_POINTS, chart
 from models.tracking.reading import LoggedRun, LoggedTable, find_run
-from models.tracking.tables import confusion_rows, keyed_table
+from models.tracking.tables import confusion_rows, keyed_table, pivoted
 
 
 def run(run_id: str, **fields: Any) -> LoggedRun:
@@ -29,7 +29,7 @@ def run(run_id: str, **fields: Any) -> LoggedRun:
 @pytest.mark.parametrize(
     ("metric", "lower"),
     [("val/loss", True), ("val/ece", True), ("latency_p99_ms", True), ("val/accuracy", False), ("macro_f1", False),
-     ("temperature", None), ("examples", None)],
+     ("counterfactual_flip_rate", True), ("learning_rate", None), ("precedence", None)],
 )  # fmt: skip
 def test_direction_follows_from_the_metrics_name(metric: str, lower: bool | None) -> None:
     assert lower_is_better(metric) is lower
@@ -120,6 +120,14 @@ def test_tables_of_runs_join_by_key_and_leave_gaps() -> None:
         ("short", [0.9, 0.95, None]),
         ("long", [0.8, None, None]),
     ]
+
+
+def test_a_long_table_of_metrics_becomes_one_row_per_slice() -> None:
+    table = LoggedTable(
+        ("slice", "metric", "value", "examples"),
+        (("short", "accuracy", 0.9, 10), ("short", "ece", 0.1, 10), ("long", "accuracy", 0.8, 5)),
+    )
+    assert pivoted(table) == LoggedTable(("slice", "accuracy", "ece"), (("short", 0.9, 0.1), ("long", 0.8, None)))
 
 
 def test_confusions_that_differ_most_come_first_and_right_answers_are_left_out() -> None:
