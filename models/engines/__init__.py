@@ -1,1 +1,1 @@
-"""Engines that turn texts into logits: OpenVINO on CPUs, torch on GPUs and as the reference."""
+"""Inference engines behind one port: token ids in, logits out."""
