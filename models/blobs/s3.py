@@ -38,7 +38,10 @@ def parse_uri(uri: str) -> tuple[str, str]:
 
 
 def make_client(settings: S3Settings) -> Any:
-    """A thread-safe boto3 client with time-outs and retries; path-style addresses on servers other than AWS."""
+    """A thread-safe boto3 client with time-outs and retries; path-style addresses on servers other than AWS.
+
+    Its own session, because boto3's default one keeps the first credentials it saw.
+    """
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
@@ -46,7 +49,7 @@ def make_client(settings: S3Settings) -> Any:
         s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
     )
     with translated(settings.endpoint_url or "S3"):
-        return boto3.client(
+        return boto3.Session().client(
             "s3", endpoint_url=settings.endpoint_url or None, region_name=settings.region, config=config
         )
 

@@ -21,7 +21,7 @@ from botocore import exceptions as aws
 from leitstand.errors import IntegrityError
 from leitstand.files import digest_file
 
-__all__ = ["download", "upload"]
+__all__ = ["download", "part_name", "upload"]
 
 BLOCK = 2**20
 PARALLEL_PARTS = 4
@@ -143,8 +143,7 @@ def download(client: Any, bucket: str, key: str, target: Path) -> str:
 def _download_once(client: Any, bucket: str, key: str, target: Path) -> str:
     """One attempt; a `ClientError` with status 412 says that the object was replaced while it was read."""
     answer = client.get_object(Bucket=bucket, Key=key)
-    mark = hashlib.sha256(answer["ETag"].encode()).hexdigest()[:12]
-    with _own_part(target.with_name(f".{target.name}.{mark}.part")) as (part, file):
+    with _own_part(target.with_name(part_name(target.name, answer["ETag"]))) as (part, file):
         _stream(client, bucket, key, answer, file)
         file.flush()
         os.fsync(file.fileno())
@@ -159,6 +158,11 @@ def _download_once(client: Any, bucket: str, key: str, target: Path) -> str:
         part.chmod(0o644)
         part.replace(target)
     return digest
+
+
+def part_name(name: str, etag: str) -> str:
+    """Name of the file that a download of this content into `name` grows in."""
+    return f".{name}.{hashlib.sha256(etag.encode()).hexdigest()[:12]}.part"
 
 
 @contextmanager
