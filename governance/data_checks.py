@@ -63,14 +63,20 @@ def check_rows(
             "reason": [reason.value if reason else None for reason in reasons],
         }
         table |= {flag.value: [reason is flag for reason in reasons] for flag in _FLAGS}
-        results += [_result(item, _observed(item)) for item in evaluate(table, _row_checks(source, labels, limits))]
+        results += [
+            _result(item, _observed(item)) for item in evaluate(table, _row_checks(source, labels, limits, reasons))
+        ]
     return results
 
 
-def _row_checks(source: Source, labels: Sequence[str], limits: Expectations) -> list[Check]:
+def _row_checks(
+    source: Source, labels: Sequence[str], limits: Expectations, reasons: Sequence[Reason | None]
+) -> list[Check]:
     share, split = limits.max_quarantined, source.split
     most = f"at most {share:.2%} of rows (max_quarantined)"
     bad_byte = "" if source.bad_byte is None else f", the first at byte offset {source.bad_byte:,} of {source.uri}"
+    counted = Counter(reason.value for reason in reasons if reason).most_common()
+    why = ": " + ", ".join(f"{reason} {count:,}" for reason, count in counted)
     length = f"{most} outside {limits.min_chars:,} to {limits.max_chars:,} characters (min_chars, max_chars)"
     return [
         Check("texts are present", split, "not_null", most, column="text", share=share),
@@ -90,7 +96,7 @@ def _row_checks(source: Source, labels: Sequence[str], limits: Expectations) -> 
             "labels are known", split, "in_set", most, column="label", values=tuple(labels), share=share,
             detail=_unknown(source, labels),
         ),
-        Check("quarantined rows", split, "null", most, column="reason", share=share),
+        Check("quarantined rows", split, "null", most, column="reason", share=share, detail=why),
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from leitstand.errors import bounded
 from leitstand.files import digest_bytes
 from leitstand.usecase import Expectations
 
@@ -177,7 +178,7 @@ def _without_conflicts(split: str, rows: list[Row]) -> tuple[list[Row], list[Qua
     for row in rows:
         found = seen[normalise(row.text or "")]
         if len(found) > 1:
-            detail = f"the same text is labelled: {', '.join(sorted(found))}"
+            detail = f"the same text is labelled: {bounded(sorted(found))}"
             conflicting.append(_set_aside(split, row, Reason.CONFLICTING_LABEL, detail))
         else:
             kept.append(row)

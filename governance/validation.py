@@ -127,7 +127,7 @@ def _bins(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 
 def _examples(rows: Sorted) -> Iterator[Example]:
     shown: Counter[str] = Counter()
-    for item in [*rows.quarantined, *rows.leaked]:
+    for item in sorted([*rows.quarantined, *rows.leaked], key=lambda item: item.reason.value):
         shown[item.reason.value] += 1
         if shown[item.reason.value] <= EXAMPLES_PER_KIND:
             yield _example(item)

@@ -138,6 +138,7 @@ def test_unknown_labels_are_refused_by_name_and_number(tmp_path: Path) -> None:
     message = refused(tmp_path, rows)
     assert "train: labels are known: observed 10 of 30 (33.33%): 'cards' in 10, did you mean 'card'?" in message
     assert "allowed at most 20.00% of rows (max_quarantined)" in message
+    assert "train: quarantined rows: observed 10 of 30 (33.33%): unknown_label 10;" in message
 
 
 def test_labels_that_differ_by_a_digit_are_told_apart(tmp_path: Path) -> None:
