@@ -64,8 +64,8 @@ def evaluate(
     order = _label_order(classifier.config.labels, snapshot.labels)
     samples = samples or Samples()
     book, answers = measure(use_case, rows.texts, rows.labels, snapshot.labels, classifier, order, samples)
-    size = sum(path.stat().st_size for path in model_dir.rglob("*") if path.is_file())
-    book.add("size_mb", size / 1e6, 1)
+    sealed = artifact.read_manifest(model_dir).files  # graphs that an engine caches beside them do not count
+    book.add("size_mb", sum(file.bytes for file in sealed.values()) / 1e6, 1)
     spec = [_METHOD, vars(samples), use_case.evaluation.model_dump(mode="json"), use_case.serving.precision]
     out.mkdir(parents=True, exist_ok=True)
     report = EvaluationReport(
@@ -74,7 +74,7 @@ def evaluate(
         data_digest=snapshot.digest,
         split=split,
         evaluated_at=utc_now(),
-        engine=str(getattr(classifier, "engine", engine)),
+        engine=classifier.engine,
         metrics=tuple(book.metrics),
         predictions=_write_predictions(out, snapshot.labels, rows.labels, answers),
         confusion=_write_confusion(out, snapshot.labels, rows.labels, answers),

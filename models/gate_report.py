@@ -114,6 +114,8 @@ def _bias(evaluation: EvaluationReport, use_case: UseCase) -> dict[str, Any] | N
             {"name": name, "words": ", ".join(words), "metric": evaluation.metric("counterfactual_accuracy", name)}
             for name, words in spec.groups.items()
         ],
+        "excess": evaluation.metric("counterfactual_bias"),
+        "misrouted": evaluation.metric("counterfactual_misroute_rate"),
         "gap": evaluation.metric("counterfactual_accuracy_gap"),
         "templates": spec.templates,
     }

@@ -16,7 +16,7 @@ FACTS = frozenset({"size_mb"})
 
 UNIT_MEANS = frozenset(
     {"accuracy", "coverage", "brier", "nll", "robustness_flip_rate", "counterfactual_flip_rate",
-     "counterfactual_accuracy"}
+     "counterfactual_misroute_rate", "counterfactual_bias", "counterfactual_accuracy"}
 )  # fmt: skip
 """Metrics that are a mean over units, so that any slice of them can be compared in pairs."""
 

@@ -164,54 +164,61 @@ def counterfactuals(
     book: Book, classifier: Predicts, texts: list[str], labels: np.ndarray, spec: CounterfactualSpec,
     order: np.ndarray, *, limit: int, seed: int,
 ) -> None:  # fmt: skip
-    """``counterfactual_flip_rate``: how often the route changes when only the person in the sentence does.
+    """What changes when only the person in the sentence does. Each text takes one template, in turn.
 
-    For each pair of groups, the share of (text, template, person of one, person of the other) whose
-    routes differ, as in the token fairness of Garg et al. 2019 (AIES); overall, the mean over pairs.
-    ``within:GROUP`` swaps two persons of one group: the noise that a bias must stand out from.
-    ``counterfactual_accuracy`` is the accuracy on one group's sentences, and the gap is largest minus
-    smallest of them.
+    ``counterfactual_flip_rate``: for each pair of groups, the share of (text, person of one, person of the
+    other) whose routes differ, as in the token fairness of Garg et al. 2019 (AIES); overall, the mean over
+    pairs. ``counterfactual_misroute_rate`` counts only those where both were answered, with different
+    labels. ``within:GROUP`` swaps two persons of one group: the noise of names as such.
+    ``counterfactual_bias`` is the flip rate between groups minus the mean of those within: what the group
+    adds. ``counterfactual_accuracy`` is the accuracy on one group's sentences, and the gap is largest
+    minus smallest of them.
     """
     rows = choose(len(texts), limit, seed + 2)
     crowd = perturb.people(spec)
     sentences = [
-        perturb.with_person(texts[row], template, person)
-        for row in rows
-        for template in spec.templates
+        perturb.with_person(texts[row], spec.templates[place % len(spec.templates)], person)
+        for place, row in enumerate(rows)
         for _, person in crowd
     ]
-    shape = (len(rows), len(spec.templates), len(crowd))
+    shape = (len(rows), len(crowd))
     given = ask(classifier, sentences, order)
-    routes = given.routes.reshape(shape)
-    right = (given.predicted.reshape(shape) == labels[rows][:, None, None]).astype(np.float64)
+    right = (given.predicted.reshape(shape) == labels[rows][:, None]).astype(np.float64)
     members = {name: [i for i, (group, _) in enumerate(crowd) if group == name] for name in spec.groups}
     book.samples |= {"counterfactual_texts": len(rows), "counterfactual_sentences": len(sentences)}
-    _flips(book, rows, routes, members)
+    _flips(book, rows, given.routes.reshape(shape), members)
     _accuracy_by_group(book, rows, right, members, seed)
 
 
 def _flips(book: Book, rows: np.ndarray, routes: np.ndarray, members: dict[str, list[int]]) -> None:
-    names, pairs = list(members), []
+    names, flips, misroutes, noise = list(members), [], [], []
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
-            a, b = routes[:, :, members[one], None], routes[:, :, None, members[other]]
+            a, b = routes[:, members[one], None], routes[:, None, members[other]]
             differs = a != b
-            pairs.append(differs.mean(axis=(1, 2, 3)))
-            book.share("counterfactual_flip_rate", rows, pairs[-1], f"{one}/{other}")
-    book.share("counterfactual_flip_rate", rows, np.mean(pairs, axis=0))
+            flips.append(differs.mean(axis=(1, 2)))
+            misroutes.append((differs & (a >= 0) & (b >= 0)).mean(axis=(1, 2)))
+            book.share("counterfactual_flip_rate", rows, flips[-1], f"{one}/{other}")
+            book.share("counterfactual_misroute_rate", rows, misroutes[-1], f"{one}/{other}")
     for name, who in members.items():
-        inside = [routes[:, :, i] != routes[:, :, j] for n, i in enumerate(who) for j in who[n + 1 :]]
+        inside = [routes[:, i] != routes[:, j] for n, i in enumerate(who) for j in who[n + 1 :]]
         if inside:
-            values = np.mean(inside, axis=(0, 2))
-            book.share("counterfactual_flip_rate", rows, values, f"within:{name}")
+            noise.append(np.mean(inside, axis=0))
+            book.share("counterfactual_flip_rate", rows, noise[-1], f"within:{name}")
         else:
             book.add("counterfactual_flip_rate", None, 0, at=f"within:{name}")
+    book.share("counterfactual_flip_rate", rows, np.mean(flips, axis=0))
+    book.share("counterfactual_misroute_rate", rows, np.mean(misroutes, axis=0))
+    if noise:
+        book.mean("counterfactual_bias", rows, np.mean(flips, axis=0) - np.mean(noise, axis=0))
+    else:
+        book.add("counterfactual_bias", None, 0)
 
 
 def _accuracy_by_group(
     book: Book, rows: np.ndarray, right: np.ndarray, members: dict[str, list[int]], seed: int
 ) -> None:
-    shares = np.stack([right[:, :, who].mean(axis=(1, 2)) for who in members.values()], axis=1)
+    shares = np.stack([right[:, who].mean(axis=1) for who in members.values()], axis=1)
     for place, name in enumerate(members):
         book.share("counterfactual_accuracy", rows, shares[:, place], name)
     gap = float(np.ptp(shares.mean(axis=0)))

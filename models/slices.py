@@ -48,6 +48,8 @@ def catalog(use_case: UseCase) -> dict[str, tuple[str | None, ...]]:
         names = tuple(use_case.evaluation.counterfactuals.groups)
         pairs = tuple(f"{a}/{b}" for i, a in enumerate(names) for b in names[i + 1 :])
         known["counterfactual_flip_rate"] = (None, *pairs, *(f"within:{name}" for name in names))
+        known["counterfactual_misroute_rate"] = (None, *pairs)
+        known["counterfactual_bias"] = (None,)
         known["counterfactual_accuracy"] = names
         known["counterfactual_accuracy_gap"] = (None,)
     return known

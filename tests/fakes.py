@@ -4,8 +4,8 @@ Import as ``from tests.fakes import InMemoryTracker``. Each fake passes the same
 adapters (``tests/contracts/``).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,16 @@ from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion,
 from models.artifact import verify
 from models.ledger import entry_hash
 from models.registry.facts import check_candidate
+from models.registry.wandb_rows import Row
 
-__all__ = ["InMemoryRegistry", "InMemoryRun", "InMemoryTracker", "KeywordClassifier", "KeywordPredictions"]
+__all__ = [
+    "InMemoryRegistry",
+    "InMemoryRun",
+    "InMemoryTracker",
+    "InMemoryWandb",
+    "KeywordClassifier",
+    "KeywordPredictions",
+]
 
 
 @dataclass
@@ -109,13 +117,20 @@ class KeywordClassifier:
     """A classifier without weights: the label whose keyword stands in the text, case-sensitively.
 
     Without any keyword the answer is uniform, so it abstains. `wrong_for` maps a word to the label that
-    it provokes, which makes the classifier biased on purpose. ``asked`` counts the texts.
+    it provokes, which makes the classifier biased on purpose; a word of `silent_for` makes it abstain.
+    ``asked`` counts the texts.
     """
 
     engine = "fake"
 
-    def __init__(self, keywords: Mapping[str, str], *, wrong_for: Mapping[str, str] | None = None) -> None:
-        self.keywords, self.wrong_for = dict(keywords), dict(wrong_for or {})
+    def __init__(
+        self,
+        keywords: Mapping[str, str],
+        *,
+        wrong_for: Mapping[str, str] | None = None,
+        silent_for: Collection[str] = (),
+    ) -> None:
+        self.keywords, self.wrong_for, self.silent_for = dict(keywords), dict(wrong_for or {}), silent_for
         self.names = list(keywords)
         self.asked = 0
 
@@ -130,7 +145,7 @@ class KeywordClassifier:
         hits = [name for name, word in self.keywords.items() if word in text]
         hits = [name for word, name in self.wrong_for.items() if word in text] or hits
         row = np.full(len(self.names), 1.0, dtype=np.float32)
-        if hits:
+        if hits and not any(word in text for word in self.silent_for):
             row[self.names.index(hits[0])] = 9.0 * len(self.names)
         return row / row.sum()
 
@@ -233,3 +248,59 @@ class InMemoryRegistry:
         )  # fmt: skip
         self.moves.append(draft.model_copy(update={"hash": entry_hash(draft)}))
         return self.moves[-1]
+
+
+class InMemoryWandb:
+    """`WandbCalls` as W&B's documentation describes it: numbers from v0, one holder per alias, `latest` moves."""
+
+    def __init__(self) -> None:
+        self.collections: dict[str, list[Row]] = {}
+        self.files: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.attachments: dict[str, tuple[str, bytes]] = {}
+        self.notes: dict[str, str] = {}
+
+    def names(self) -> list[str]:
+        return list(self.collections)
+
+    def rows(self, name: str) -> list[Row]:
+        return list(self.collections.get(name, []))
+
+    def add(self, name: str, folder: Path, facts: dict[str, str]) -> int:
+        rows = self.collections.setdefault(name, [])
+        number = len(rows) + 1
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        self.files[name, number] = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        rows.append(Row(number, dict(facts), (f"v{number - 1}",), utc_now()))
+        self.set_alias(name, number, "latest")
+        return number
+
+    def download(self, name: str, version: int, target: Path) -> None:
+        for path, content in self.files[name, version].items():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(content)
+
+    def put_attachment(self, key: str, path: Path) -> None:
+        self.attachments[key] = (path.name, path.read_bytes())
+
+    def get_attachment(self, key: str, target: Path) -> None:
+        name, content = self.attachments[key]
+        (target / name).write_bytes(content)
+
+    def set_facts(self, name: str, version: int, facts: dict[str, str]) -> None:
+        self.collections[name][version - 1].facts.update(facts)
+
+    def set_alias(self, name: str, version: int, alias: str) -> None:
+        for row in self.rows(name):
+            self.remove_alias(name, row.version, alias)
+        row = self.collections[name][version - 1]
+        self.collections[name][version - 1] = replace(row, aliases=(*row.aliases, alias))
+
+    def remove_alias(self, name: str, version: int, alias: str) -> None:
+        row = self.collections[name][version - 1]
+        kept = tuple(other for other in row.aliases if other != alias)
+        self.collections[name][version - 1] = replace(row, aliases=kept)
+
+    def note(self, name: str, text: str | None = None) -> str:
+        if text is not None:
+            self.notes[name] = text
+        return self.notes.get(name, "")

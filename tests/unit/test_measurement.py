@@ -77,6 +77,22 @@ def test_bias_against_one_group_shows_between_groups_and_not_within(spec: usecas
     assert overall == pytest.approx(2 * hurt / 3), "mean over the three pairs"
 
 
+def test_bias_is_what_the_group_adds_to_the_noise_of_names(spec: usecase.UseCase) -> None:
+    hurt = at(found(spec, KeywordClassifier(KEYWORDS, wrong_for={"Ayse": "cash"})), "counterfactual_bias").value or 0
+    noisy = found(spec, KeywordClassifier(KEYWORDS, wrong_for={"Emily": "cash", "Michael": "cash"}))
+    assert hurt > 0.25
+    assert (at(noisy, "counterfactual_flip_rate").value or 0) > 0.25
+    assert (at(noisy, "counterfactual_bias").value or 0) < 0.05
+
+
+def test_two_different_answers_are_a_misroute_and_silence_is_only_a_flip(spec: usecase.UseCase) -> None:
+    wrong = found(spec, KeywordClassifier(KEYWORDS, wrong_for={"Ayse": "cash"}))
+    assert at(wrong, "counterfactual_misroute_rate").value == at(wrong, "counterfactual_flip_rate").value
+    silent = found(spec, KeywordClassifier(KEYWORDS, silent_for={"Ayse"}))
+    assert (at(silent, "counterfactual_flip_rate").value or 0) > 0.5
+    assert at(silent, "counterfactual_misroute_rate").value == 0
+
+
 def test_noise_on_one_name_shows_within_its_group(spec: usecase.UseCase) -> None:
     book = found(spec, KeywordClassifier(KEYWORDS, wrong_for={"Emily": "cash"}))
     assert (at(book, "counterfactual_flip_rate", "within:women").value or 0) > 0.4
@@ -111,7 +127,7 @@ def test_the_number_of_counterfactual_sentences_is_bounded(spec: usecase.UseCase
         pii=20, robustness=20, counterfactual_texts=50, counterfactual_sentences=40, latency_calls=20
     )  # fmt: skip
     book = found(spec, KeywordClassifier(KEYWORDS), samples)
-    assert book.samples["counterfactual_texts"] == 4
+    assert book.samples["counterfactual_texts"] == 8
     assert book.samples["counterfactual_sentences"] == 40
 
 
