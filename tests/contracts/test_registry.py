@@ -1,4 +1,8 @@
-"""What every model registry promises: the fake, MLflow on SQLite with local files, and with files on S3."""
+"""What every model registry promises.
+
+The fake, MLflow on SQLite with local files and with files on S3, and the W&B adapter over a stand-in of the
+cloud: what W&B's own service does is not tested here.
+"""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +17,8 @@ from leitstand.types import ModelCandidate, ModelRef
 from models.artifact import verify
 from models.ledger import open_ledger
 from models.registry.opening import open_registry
-from tests.fakes import InMemoryRegistry
+from models.registry.wandb import WandbRegistry
+from tests.fakes import InMemoryRegistry, InMemoryWandb
 from tests.models_for_tests import candidate
 from tests.servers import S3Server
 
@@ -29,11 +34,13 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-@pytest.fixture(params=["memory", "mlflow", "mlflow+s3"])
+@pytest.fixture(params=["memory", "wandb", "mlflow", "mlflow+s3"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path, mlflow_database: Path) -> Settings | None:
     if request.param == "memory":
         return None
     home = tmp_path / "home"
+    if request.param == "wandb":
+        return Settings(home=home, registry=RegistrySettings(kind="wandb", entity="team"))
     (home / "mlflow").mkdir(parents=True)
     (home / "mlflow" / "registry.db").write_bytes(mlflow_database.read_bytes())
     if request.param == "mlflow":
@@ -44,7 +51,14 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, mlflow_database: Pa
 
 @pytest.fixture
 def registry(settings: Settings | None) -> ModelRegistry:
-    return open_registry(settings) if settings else InMemoryRegistry()
+    return open_(settings, InMemoryWandb()) if settings else InMemoryRegistry()
+
+
+def open_(settings: Settings, cloud: InMemoryWandb) -> ModelRegistry:
+    """As `open_registry`, with W&B's cloud replaced by a stand-in."""
+    if settings.registry.kind == "wandb":
+        return WandbRegistry(cloud, open_ledger(settings), settings.root / "registry")
+    return open_registry(settings)
 
 
 def test_a_version_comes_back_with_its_facts_and_files(registry: ModelRegistry, make: Make, tmp_path: Path):
@@ -162,5 +176,5 @@ def test_an_alias_of_a_missing_version_leaves_no_trace(registry: ModelRegistry, 
 def test_another_process_sees_what_was_registered(registry: ModelRegistry, make: Make, settings: Settings | None):
     version = registry.register(make())
     registry.set_alias(version.ref, "champion", actor="ada", reason="first")
-    other = open_registry(settings) if settings else registry
+    other = open_(settings, getattr(registry, "_calls", InMemoryWandb())) if settings else registry
     assert other.get(CHAMPION) == registry.get(version.ref)
