@@ -74,7 +74,7 @@ def ingest(adapters: Adapters, use_case: UseCase) -> Snapshot:
         except ValidationFailed as error:
             announce(DataRejected(use_case=use_case.name, failures=error.failures))
             raise
-        run.add_output(names.snapshot_dataset(snapshot))
+        run.add_input(*names.source_datasets(snapshot)).add_output(names.snapshot_dataset(snapshot))
     rows = sum(split.rows for split in snapshot.splits.values())
     announce(DataIngested(use_case=use_case.name, digest=snapshot.digest, rows=rows, quarantined=snapshot.quarantined))
     return snapshot
