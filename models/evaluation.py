@@ -60,8 +60,8 @@ def evaluate(
     digest = artifact.verify(model_dir)
     engine = use_case.serving.engine if engine == "auto" else engine
     classifier = open_classifier(model_dir, engine=engine, precision=use_case.serving.precision)
-    rows = load_split(snapshot, split)
     order = _label_order(classifier.config.labels, snapshot.labels)
+    rows = load_split(snapshot, split)
     samples = samples or Samples()
     book, answers = measure(use_case, rows.texts, rows.labels, snapshot.labels, classifier, order, samples)
     sealed = artifact.read_manifest(model_dir).files  # graphs that an engine caches beside them do not count
@@ -94,11 +94,11 @@ def write_report(report: EvaluationReport, out: Path) -> Path:
 
 def _label_order(model: tuple[str, ...], data: tuple[str, ...]) -> np.ndarray:
     """Where each label of the data stands among the model's logits."""
-    missing, extra = sorted(set(data) - set(model)), sorted(set(model) - set(data))
-    if missing or extra:
+    only = {"data": sorted(set(data) - set(model)), "model": sorted(set(model) - set(data))}
+    if any(only.values()):
+        parts = [f"{len(names)} only in the {side} ({bounded(names)})" for side, names in only.items() if names]
         raise ConfigurationError(
-            f"Model and data have different labels: {len(missing)} only in the data ({bounded(missing)}), "
-            f"{len(extra)} only in the model ({bounded(extra)})",
+            f"Model and data have different labels: {', '.join(parts)}",
             hint="train the model on this data set, or evaluate it on the one it was trained on",
         )
     place = {name: index for index, name in enumerate(model)}
