@@ -1,10 +1,13 @@
 """Real servers for tests: each is started once per session on free loopback ports and ended by its id."""
 
+import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -57,10 +60,12 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 
 @contextmanager
-def running(command: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], log: Path, env: dict[str, str] | None = None, user: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a server for the length of the block. It is killed: it holds nothing worth keeping."""
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, user=user)
     try:
         yield process
     finally:
@@ -154,3 +159,61 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("mlflow")
     assert open_registry(Settings(home=home)).names() == []
     return home / "mlflow" / "registry.db"
+
+
+def has_postgres() -> bool:
+    """Whether PostgreSQL and a driver for it are installed on this machine."""
+    return all([shutil.which("initdb"), shutil.which("postgres"), importlib.util.find_spec("psycopg")])
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running PostgreSQL with a database `mlflow` that holds MLflow's empty tables."""
+
+    address: str
+
+    def uri(self, database: str) -> str:
+        return f"postgresql+psycopg://{self.address}/{database}"
+
+    def execute(self, statement: str) -> None:
+        """Runs one statement outside any transaction, as the owner."""
+        import psycopg
+
+        with psycopg.connect(f"postgresql://{self.address}/postgres", autocommit=True) as connection:
+            connection.execute(statement)
+
+    def fresh(self) -> str:
+        """URI of a new database with MLflow's empty tables."""
+        name = f"t{uuid.uuid4().hex}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE mlflow")
+        return self.uri(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL on a free port; as `nobody` when the tests run as root, which it refuses to be."""
+    from leitstand.settings import RegistrySettings, Settings
+    from models.registry.opening import open_registry
+
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder, port = Path(name), free_ports(1)[0]
+        if user:
+            shutil.chown(folder, user)
+        data = str(folder / "data")
+        subprocess.run(
+            ["initdb", "-D", data, "-U", "leitstand", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+            check=True, capture_output=True, user=user,
+        )  # fmt: skip
+        command = [
+            "postgres", "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1",
+            "-c", "unix_socket_directories=", "-c", "fsync=off",
+        ]  # fmt: skip
+        server, log = PostgresServer(f"leitstand@127.0.0.1:{port}"), folder / "log"
+        with running(command, log, user=user) as process:
+            wait_until(lambda: b"ready to accept connections" in log.read_bytes(), process, log, "PostgreSQL")
+            server.execute("CREATE DATABASE mlflow")
+            registry = open_registry(Settings(home=folder, registry=RegistrySettings(uri=server.uri("mlflow"))))
+            assert registry.names() == []
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mlflow'")
+            yield server

@@ -13,7 +13,12 @@ from leitstand.types import ModelRef
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Move Bentos and versions through S3 or a folder.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Move Bentos and versions through S3 or a folder.",
+)
 
 PLACE = typer.Argument(help="s3://BUCKET/PREFIX, or a folder")
 BENTO = typer.Option(False, "--bento", help="WHAT is the tag of a Bento")

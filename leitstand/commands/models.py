@@ -21,7 +21,12 @@ from leitstand.types import LedgerEntry, ModelRef, ModelVersion
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, promote and verify model versions.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List, show, promote and verify model versions.",
+)
 
 REF = typer.Argument(help="NAME:VERSION or NAME@ALIAS, like support@champion")
 NAME = typer.Argument(help="Name of the model; it is the use case's")

@@ -13,7 +13,8 @@ shared registry from one machine.
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from leitstand.errors import (
     ConflictError,
     IntegrityError,
     LeitstandError,
+    MissingExtraError,
     NotFoundError,
     PermanentBackendError,
     TransientBackendError,
@@ -58,6 +60,7 @@ class MlflowRegistry:
 
     def __init__(self, uri: str, blobs: BlobStore, location: str, ledger: SqliteLedger, home: Path) -> None:
         self._uri = uri
+        self._shown = re.sub(r"://([^:/@]*):[^@/]*@", r"://\1:***@", uri)
         self._location = location
         self._home = home
         self._files = VersionFiles(blobs, home / "attempts")
@@ -74,7 +77,7 @@ class MlflowRegistry:
                     self._create(candidate)
                     found = self._find(candidate.name, candidate.key)
         if found is None:
-            raise IntegrityError(f"MLflow at {self._uri} lost a version of '{candidate.name}' that it had accepted")
+            raise IntegrityError(f"MLflow at {self._shown} lost a version of '{candidate.name}' that it had accepted")
         return found
 
     def get(self, ref: ModelRef) -> ModelVersion:
@@ -192,7 +195,7 @@ class MlflowRegistry:
                 return row
         there = ", ".join(str(row.version) for row in known[:10])
         raise NotFoundError(
-            f"Model version '{ref}' is not in the registry at {self._uri}",
+            f"Model version '{ref}' is not in the registry at {self._shown}",
             hint=f"list versions with `leitstand models list {ref.name}`; there are: {there or 'none'}",
         )
 
@@ -221,7 +224,7 @@ class MlflowRegistry:
         """Calls MLflow's client; repeats what failed for a reason that passes, like a locked database."""
 
         def attempt() -> Any:
-            with translated(f"MLflow at {self._uri}, {what}"):
+            with translated(f"MLflow at {self._shown}, {what}"):
                 return getattr(self._client(), method)(*args, **kwargs)
 
         retrying = Retrying(
@@ -237,7 +240,7 @@ class MlflowRegistry:
 
     def _open(self) -> Any:
         """Opens MLflow, and creates its tables in one process while others wait."""
-        with self._lock("schema.lock"):
+        with self._lock("schema.lock"), _driver_present():
             from mlflow import MlflowClient  # noqa: PLC0415  -- two seconds that only the registry needs
 
             for noisy in ("mlflow.store.db.utils", "alembic"):
@@ -245,3 +248,14 @@ class MlflowRegistry:
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
             client.search_registered_models(max_results=1)
         return client
+
+
+@contextlib.contextmanager
+def _driver_present() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"The registry needs the package '{error.name}', which is not installed",
+            hint="for PostgreSQL write postgresql+psycopg://... and install 'psycopg[binary]'",
+        ) from error

@@ -1,7 +1,7 @@
 """What every model registry promises.
 
-The fake, MLflow on SQLite with local files and with files on S3, and the W&B adapter over a stand-in of the
-cloud: what W&B's own service does is not tested here.
+The fake; MLflow on SQLite with local files and with files on S3; MLflow on PostgreSQL where that is installed;
+and the W&B adapter over a stand-in of the cloud: what W&B's own service does is not tested here.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from models.registry.opening import open_registry
 from models.registry.wandb import WandbRegistry
 from tests.fakes import InMemoryRegistry, InMemoryWandb
 from tests.models_for_tests import candidate
-from tests.servers import S3Server
+from tests.servers import S3Server, has_postgres
 
 Make = Callable[..., ModelCandidate]
 CHAMPION = ModelRef.parse("support@champion")
@@ -34,7 +34,10 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-@pytest.fixture(params=["memory", "wandb", "mlflow", "mlflow+s3"])
+ADAPTERS = ["memory", "wandb", "mlflow", "mlflow+s3", *(["mlflow+postgres"] if has_postgres() else [])]
+
+
+@pytest.fixture(params=ADAPTERS)
 def settings(request: pytest.FixtureRequest, tmp_path: Path, mlflow_database: Path) -> Settings | None:
     if request.param == "memory":
         return None
@@ -45,6 +48,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, mlflow_database: Pa
     (home / "mlflow" / "registry.db").write_bytes(mlflow_database.read_bytes())
     if request.param == "mlflow":
         return Settings(home=home)
+    if request.param == "mlflow+postgres":
+        return Settings(home=home, registry=RegistrySettings(uri=request.getfixturevalue("postgres").fresh()))
     server: S3Server = request.getfixturevalue("s3_server")
     return Settings(home=home, s3=server.settings, registry=RegistrySettings(artifacts=server.prefix()))
 
