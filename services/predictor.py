@@ -1,0 +1,110 @@
+"""The Bento: one version of one use case. ``/v2`` is answered by `services.protocol`, ``/classify`` here.
+
+Threads are set here and nowhere else: the engine computes with one single-threaded stream per available
+CPU (`LEITSTAND_SERVING__THREADS` overrides), the tokenizer with none of its own, and the event loop lives
+in between; more compute threads than CPUs slow each other down severalfold.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import bentoml
+import numpy as np
+from annotated_types import MaxLen, MinLen
+from bentoml.models import BentoModel
+
+from leitstand.errors import ConfigurationError
+from leitstand.settings import load_settings
+from models.bento_manifest import read_manifest
+from models.loading import open_classifier
+from services.batching import Answer, Batcher
+from services.protocol import FrontDoor, Protocol
+from services.scheduling import Limits, Overloaded
+
+__all__ = ["Predictor"]
+
+WARM_UP = (
+    "Where is my card?",
+    "I was charged twice for the same thing and would like my money back, please.",
+    "My transfer to a friend in another country has not arrived although it left my account last week. "
+    "Can you look into what happened to it and tell me when it is going to be there?",
+    "How do I change my PIN?",
+) * 8
+
+_manifest = read_manifest()
+_settings = load_settings().serving
+_protocol = Protocol()
+
+
+@bentoml.service(
+    name="predictor",
+    workers=_settings.workers,
+    traffic={"timeout": 60},
+    logging={"access": {"enabled": False}},
+    resources={"cpu": "1"},
+)
+class Predictor:
+    """Classifies texts: labels with calibrated scores, and abstention when the score is low."""
+
+    if _manifest is not None:
+        model = BentoModel(_manifest.model_tag)
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        """Loads the weights and warms up; ``/readyz`` answers only afterwards."""
+        if _manifest is None:
+            raise ConfigurationError("serving.json is missing", hint="build a Bento with `leitstand package NAME`")
+        classifier = await asyncio.to_thread(
+            open_classifier,
+            Path(self.model.path),
+            engine=_manifest.engine,
+            precision=_manifest.precision,
+            threads=_settings.threads,
+        )
+        limits = Limits(
+            max_batch_texts=_manifest.max_batch_size,
+            max_queue=_manifest.max_queue,
+            deadline_s=_manifest.deadline_ms / 1000,
+            workers=classifier.backend.concurrency,
+        )
+        self._batcher = Batcher(classifier, limits)
+        await self._batcher.warm_up(WARM_UP)
+        _protocol.open(self._batcher, _manifest)
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        """Called after the last answer was sent."""
+        _protocol.close()
+
+    @bentoml.api
+    async def classify(
+        self,
+        texts: Annotated[list[str], MinLen(1), MaxLen(256)],
+        top_k: int = 3,
+        ctx: bentoml.Context = None,  # type: ignore[assignment]
+    ) -> dict[str, Any]:
+        """Label, calibrated score, abstention and the best alternatives for each text."""
+        ids = await asyncio.to_thread(self._batcher.classifier.encode, texts)
+        try:
+            answers = await self._batcher.classify(ids)
+        except Overloaded as error:
+            ctx.response.status_code = 503
+            ctx.response.headers["Retry-After"] = str(round(error.retry_after_s))
+            return {"error": f"overloaded: {error.reason}"}
+        labels = self._batcher.classifier.config.labels
+        version = _manifest.version if _manifest else 0
+        return {"version": version, "predictions": [_friendly(answer, labels, top_k) for answer in answers]}
+
+
+def _friendly(answer: Answer, labels: tuple[str, ...], top_k: int) -> dict[str, Any]:
+    best = np.argsort(answer.probabilities)[::-1][: max(1, top_k)]
+    return {
+        "label": answer.label,
+        "score": round(answer.score, 6),
+        "abstain": answer.abstain,
+        "top": [{"label": labels[i], "score": round(float(answer.probabilities[i]), 6)} for i in best],
+    }
+
+
+Predictor.add_asgi_middleware(FrontDoor, protocol=_protocol)  # pyright: ignore[reportArgumentType]
