@@ -23,7 +23,7 @@ from models.data import load_split
 from models.loading import open_classifier
 from models.measurement import Samples, measure
 
-__all__ = ["Samples", "evaluate", "write_report"]
+__all__ = ["Samples", "evaluate", "method_digest", "write_report"]
 
 _METHOD = 1
 """Raise it when a probe changes: reports measured differently must not be compared row by row."""
@@ -66,7 +66,6 @@ def evaluate(
     book, answers = measure(use_case, rows.texts, rows.labels, snapshot.labels, classifier, order, samples)
     sealed = artifact.read_manifest(model_dir).files  # graphs that an engine caches beside them do not count
     book.add("size_mb", sum(file.bytes for file in sealed.values()) / 1e6, 1)
-    spec = [_METHOD, vars(samples), use_case.evaluation.model_dump(mode="json"), use_case.serving.precision]
     out.mkdir(parents=True, exist_ok=True)
     report = EvaluationReport(
         use_case=use_case.name,
@@ -81,10 +80,19 @@ def evaluate(
         units=_write_units(out, book),
         reliability=metrics.reliability(answers.scores, answers.predicted == rows.labels),
         samples=book.samples,
-        spec_digest=digest_json(spec),
+        spec_digest=method_digest(use_case, samples),
     )
     write_report(report, out)
     return report
+
+
+def method_digest(use_case: UseCase, samples: Samples | None = None) -> str:
+    """Digest of how `use_case` is measured: reports with the same one, on the same data, can be compared.
+
+    Together with the digests of weights and data, a key under which an evaluation may be cached.
+    """
+    spec = use_case.evaluation.model_dump(mode="json")
+    return digest_json([_METHOD, vars(samples or Samples()), spec, use_case.serving.precision])
 
 
 def write_report(report: EvaluationReport, out: Path) -> Path:

@@ -11,7 +11,7 @@ from leitstand import usecase
 from leitstand.files import digest_bytes
 from leitstand.types import EvaluationReport, GateReport
 from models import metrics
-from models.evaluation import write_report
+from models.evaluation import method_digest, write_report
 from models.gate_report import write_gate_report
 from models.gates import decide
 from models.measurement import Samples, measure
@@ -90,3 +90,11 @@ def test_an_evaluation_reads_back_as_it_was(tmp_path: Path) -> None:
     report = stub_report(tmp_path / "x", np.ones(10))
     assert EvaluationReport.model_validate_json(write_report(report, tmp_path).read_bytes()) == report
     assert report.weights_digest == digest_bytes(b"a")
+
+
+def test_the_method_digest_changes_with_what_is_asked_and_with_nothing_else(project: Path) -> None:
+    case = usecase.load(project / "usecases" / "support" / "usecase.yaml")
+    other = case.evaluation.model_copy(update={"typo_rate": 0.5})
+    assert method_digest(case) == method_digest(case.model_copy(update={"title": "x", "gates": ()}))
+    assert method_digest(case) != method_digest(case.model_copy(update={"evaluation": other}))
+    assert method_digest(case) != method_digest(case, Samples(pii=10))
