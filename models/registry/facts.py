@@ -15,10 +15,10 @@ from models.artifact import verify
 
 __all__ = [
     "KEY_ID",
-    "NAME",
     "attachments_fact",
     "attachments_of",
     "check_candidate",
+    "check_name",
     "facts_of",
     "is_complete",
     "key_id",
@@ -86,13 +86,24 @@ def version_of(
         ) from error
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that is no plain word: it becomes a folder and a search filter.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigurationError(f"'{name}' is no model name", hint="use letters, digits, '_', '-' and '.'")
+
+
 def check_candidate(candidate: ModelCandidate) -> None:
     """Refuses a candidate whose files are not what it says.
 
     Raises:
         IntegrityError: A model file is truncated or changed, or the folder is another model's.
-        ConfigurationError: An attachment has a path for a name, or does not exist.
+        ConfigurationError: The name is no plain word; an attachment has a path for a name, or does not exist.
     """
+    check_name(candidate.name)
     digest = verify(candidate.model_dir)
     if digest != candidate.weights_digest:
         raise IntegrityError(

@@ -14,16 +14,17 @@ shared registry from one machine.
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from leitstand.errors import (
-    ConfigurationError,
     ConflictError,
     IntegrityError,
     LeitstandError,
@@ -42,7 +43,9 @@ from models.registry.version_files import VersionFiles, folder
 
 __all__ = ["MlflowRegistry"]
 
-RETRY_S = 60.0
+RETRY_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+PORTS = {"postgresql": 5432, "mysql": 3306, "http": 80, "https": 443}
 PAGE = 200
 ANCHOR = "leitstand.ledger_head"
 
@@ -173,8 +176,7 @@ class MlflowRegistry:
 
     def _rows(self, name: str, further: str = "") -> list[Any]:
         """Complete versions as MLflow returns them, newest first."""
-        if not facts.NAME.fullmatch(name):
-            raise ConfigurationError(f"'{name}' is no model name", hint="use letters, digits, '_', '-' and '.'")
+        facts.check_name(name)
         found: list[Any] = []
         token: str | None = None
         while True:
@@ -222,10 +224,13 @@ class MlflowRegistry:
 
     def _call(self, what: str, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls MLflow's client; repeats what failed for a reason that passes, like a locked database."""
+        what = f"MLflow at {self._shown}, {what}"
+        with translated(what):
+            client = self._client()
 
         def attempt() -> Any:
-            with translated(f"MLflow at {self._shown}, {what}"):
-                return getattr(self._client(), method)(*args, **kwargs)
+            with translated(what):
+                return getattr(client, method)(*args, **kwargs)
 
         retrying = Retrying(
             retry=retry_if_exception_type(TransientBackendError), stop=stop_after_delay(RETRY_S),
@@ -240,6 +245,7 @@ class MlflowRegistry:
 
     def _open(self) -> Any:
         """Opens MLflow, and creates its tables in one process while others wait."""
+        self._require_answer()
         with self._lock("schema.lock"), _driver_present():
             from mlflow import MlflowClient  # noqa: PLC0415  -- two seconds that only the registry needs
 
@@ -248,6 +254,20 @@ class MlflowRegistry:
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
             client.search_registered_models(max_results=1)
         return client
+
+    def _require_answer(self) -> None:
+        """Fails at once when nothing listens at the URI: MLflow would try for 100 seconds, and say so each time."""
+        place = urlsplit(self._uri)
+        port = place.port or PORTS.get(place.scheme.partition("+")[0])
+        if not place.hostname or port is None:
+            return
+        try:
+            socket.create_connection((place.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise TransientBackendError(
+                f"The registry at {self._shown} does not answer: {error}",
+                hint="start it, or correct LEITSTAND_REGISTRY__URI",
+            ) from error
 
 
 @contextlib.contextmanager
