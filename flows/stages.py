@@ -5,6 +5,7 @@ crash finishes what is missing and repeats nothing. Each emits OpenLineage START
 Nothing here knows Prefect; ``flows/tasks.py`` adds caching, retries and artifacts.
 """
 
+import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def _measure(
 
 def track_evaluation(adapters: Adapters, use_case: UseCase, record: RunRecord, report: EvaluationReport) -> None:
     """Adds test metrics, slices and the confusion matrix to the training run in the experiment tracker."""
-    run = adapters.tracker.start(use_case=use_case.name, job="evaluate", config={}, run_id=record.run_id)
+    run = adapters.tracker.start(use_case=use_case.name, job="train", config={}, run_id=record.run_id)
     try:
         whole = {f"test/{metric.name}": metric.value for metric in report.metrics if metric.slice is None}
         run.summary({name: value for name, value in whole.items() if value is not None})
@@ -166,8 +167,9 @@ def track_evaluation(adapters: Adapters, use_case: UseCase, record: RunRecord, r
         ]
         run.log_table("slices", ["slice", "metric", "value", "examples", "low", "high"], slices)
         if report.confusion:
-            rows = [line.split(",") for line in report.confusion.read_text(encoding="utf-8").splitlines()]
-            run.log_table("confusion", rows[0], rows[1:])
+            with report.confusion.open(encoding="utf-8", newline="") as file:
+                columns, *rows = csv.reader(file)
+            run.log_table("confusion", columns, rows)
     finally:
         run.finish()
 

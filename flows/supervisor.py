@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -106,9 +107,10 @@ class Supervisor:
         return True
 
     def start(self) -> None:
-        """Starts supervisord unless it runs already."""
+        """Starts supervisord, without programs, unless it runs already."""
         if self.is_running():
             return
+        shutil.rmtree(self.run / "programs", ignore_errors=True)
         for folder in ("programs", "logs"):
             (self.run / folder).mkdir(parents=True, exist_ok=True)
         config = write_text(

@@ -4,6 +4,7 @@ The engine sees lengths, flags, labels and languages, never the texts: nothing o
 results. The context lives in memory, asks nothing of the network and draws no progress bars.
 """
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def _engine() -> tuple[Any, Any]:
             raise MissingExtraError(
                 "Data validation needs great_expectations", hint="pip install 'leitstand[governance]'"
             ) from error
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it announces a temporary folder per check
     return gx, pd
 
 

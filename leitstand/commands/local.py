@@ -9,11 +9,10 @@ import urllib.request
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from flows.deploying import LocalDeployer, is_ready
 from flows.supervisor import Program, port_is_free, wait_until
+from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, PermanentBackendError
 from leitstand.settings import Settings, load_settings, quiet_environment
 
@@ -99,11 +98,11 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
     if not rows:
         _say("Nothing runs. Start with `leitstand up`.")
         return
-    table = Table("name", "state", "ready", "pid", "url", "what", box=None, pad_edge=False)
-    for row in rows:
-        ready = "" if row["ready"] is None else ("yes" if row["ready"] else "not yet")
-        table.add_row(row["name"], row["state"], ready, str(row["pid"]), row["url"], row.get("tag", ""))
-    Console().print(table)
+    ready = {None: "", True: "yes", False: "not yet"}
+    print_table(
+        ["name", "state", "ready", "pid", "url", "what"],
+        [[r["name"], r["state"], ready[r["ready"]], str(r["pid"]), r["url"], r.get("tag", "")] for r in rows],
+    )
 
 
 def prefect_is_up(settings: Settings) -> bool:

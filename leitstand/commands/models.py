@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.events import AliasMoved, announce, configure_logging
 from leitstand.ports import ModelRegistry
@@ -56,7 +56,7 @@ def list_versions(
         ]
         for version in found
     ]  # fmt: skip
-    _table(["version", "aliases", "profile", "accuracy", "weights", "data", "created (UTC)"], rows)
+    print_table(["version", "aliases", "profile", "accuracy", "weights", "data", "created (UTC)"], rows)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def history(name: str = NAME, as_json: bool = JSON) -> None:
         ]
         for entry in entries
     ]  # fmt: skip
-    _table(["#", "at (UTC)", "alias", "version", "by", "why", "evidence"], rows)
+    print_table(["#", "at (UTC)", "alias", "version", "by", "why", "evidence"], rows)
 
 
 @app.command()
@@ -247,11 +247,3 @@ def _user() -> str:
 
 def _number(version: int | None) -> str:
     return "none" if version is None else str(version)
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> None:
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -27,7 +27,8 @@ def run(
     (settings.root / "logs").mkdir(parents=True, exist_ok=True)
     log = (settings.root / "logs" / "leitstand.jsonl").open("a", encoding="utf-8")
     configure_logging(settings.log_level, log)
-    apply_environment(settings, prefect_server=prefect_is_up(settings))
+    server = prefect_is_up(settings)
+    apply_environment(settings, prefect_server=server)
 
     from flows.lifecycle import lifecycle
     from flows.wiring import wire
@@ -39,12 +40,17 @@ def run(
     accuracy = version.metrics.get("accuracy")
     typer.echo(f"\n{version.ref} is registered" + (f", accuracy {accuracy:.4f} on the test split" if accuracy else ""))
     typer.echo("Open next:")
-    for label, target in pages(wire().home, name, settings.local.prefect_port, use_case.serving.port, version):
+    shown = pages(wire().home, name)
+    if serve:
+        shown.append(("Service", f"http://{settings.serving.host}:{use_case.serving.port}"))
+    if server:
+        shown.append(("Prefect", f"http://127.0.0.1:{settings.local.prefect_port}"))
+    for label, target in shown:
         typer.echo(f"  {label:<14}{target}")
 
 
-def pages(home: Path, name: str, prefect_port: int, port: int, version: object) -> list[tuple[str, str]]:
-    """What there is to look at after a run: label and address of each page."""
+def pages(home: Path, name: str) -> list[tuple[str, str]]:
+    """The pages that the last run left behind: label and address of each."""
     found = []
     reports = sorted((home / "reports" / name).glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
     for label, file in (("Gate report", "gate_report.html"), ("Model card", "model_card.html")):
@@ -54,6 +60,4 @@ def pages(home: Path, name: str, prefect_port: int, port: int, version: object) 
     snapshots = sorted((home / "data" / name).glob("*/report.html"), key=lambda path: path.stat().st_mtime)
     if snapshots:
         found.append(("Data report", snapshots[-1].as_uri()))
-    found.append(("Service", f"http://127.0.0.1:{port}"))
-    found.append(("Prefect", f"http://127.0.0.1:{prefect_port}"))
     return found

@@ -134,9 +134,7 @@ def _print_table(runs: list[Any]) -> None:
         ]
         for row in facts
     ]  # fmt: skip
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(head, rows)
 
 
 def _print_fact(name: str, value: Any) -> None:
