@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from leitstand.commands.output import print_table
 from leitstand.settings import Settings, load_settings
 
 __all__ = ["app"]
