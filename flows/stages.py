@@ -90,9 +90,15 @@ def train(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> RunRecord:
-    """Trains on a snapshot, or returns the finished run with the same inputs."""
-    from models import training
+    """Trains on a snapshot, or returns the finished run with the same inputs.
 
+    Raises:
+        ConfigurationError: A gate names a metric or slice that will not be measured; better known before training.
+    """
+    from models import training
+    from models.gates import check_gates
+
+    check_gates(use_case)
     with adapters.lineage.run(f"{use_case.name}.train", inputs=[names.snapshot_dataset(snapshot)]) as run:
         record = training.train(
             use_case,
@@ -119,9 +125,10 @@ def train(
 
 
 def evaluation_folder(adapters: Adapters, use_case: UseCase, weights_digest: str, snapshot: Snapshot) -> Path:
-    """Where the evaluation of these weights on this snapshot lies; a changed evaluation policy gets its own."""
-    policy = digest_json(use_case.evaluation.model_dump(mode="json"))
-    key = digest_json([weights_digest, snapshot.digest, policy, use_case.model.abstain_below])
+    """Where the evaluation of these weights on this snapshot lies; another way of measuring gets its own."""
+    from models.evaluation import method_digest
+
+    key = digest_json([weights_digest, snapshot.digest, method_digest(use_case)])
     return adapters.home / "reports" / use_case.name / key[7:23]
 
 
@@ -184,8 +191,8 @@ def gate(
     from models import gate_report, gates
 
     champion = _champion(adapters, use_case.name)
-    champion_report = None
-    if champion and champion.weights_digest != report.weights_digest:
+    champion_report = report if champion and champion.weights_digest == report.weights_digest else None
+    if champion and not champion_report:
         with adapters.lock(f"champion-{use_case.name}"):
             folder = _fetched(adapters, champion)
         source = names.model_dataset(champion.ref)
@@ -194,7 +201,7 @@ def gate(
         use_case,
         report,
         champion=champion_report,
-        champion_ref=str(champion.ref) if champion and champion_report else None,
+        champion_ref=str(champion.ref) if champion else None,
         now=utc_now(),
     )
     out = evaluation_folder(adapters, use_case, report.weights_digest, snapshot)

@@ -204,7 +204,7 @@ class ServingSpec(_Spec):
         default="auto", description="auto: torch on a GPU, else openvino"
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
-        "fp32", description="auto: bf16 where the CPU computes it, if packaging finds the accuracy unchanged"
+        default="fp32", description="auto: bf16 where the CPU computes it, if packaging finds the accuracy unchanged"
     )
     max_batch_size: int = Field(default=64, ge=1)
     max_queue: int = Field(default=512, ge=1, description="texts waiting; beyond it the answer is 503 with Retry-After")
