@@ -45,21 +45,25 @@ def test_a_missing_driver_is_named(tmp_path: Path):
         open_registry(Settings(home=tmp_path, registry=RegistrySettings(uri=uri))).names()
 
 
-def test_a_name_that_could_leave_the_folder_is_refused(tmp_path: Path, mlflow_database: Path):
-    settings = Settings(home=tmp_path, registry=RegistrySettings(uri=f"sqlite:///{mlflow_database}"))
+@pytest.fixture
+def home(tmp_path: Path, mlflow_database: Path) -> Path:
+    home = tmp_path / "home"
+    (home / "mlflow").mkdir(parents=True)
+    (home / "mlflow" / "registry.db").write_bytes(mlflow_database.read_bytes())
+    return home
+
+
+def test_a_name_that_could_leave_the_folder_is_refused_and_blocks_nothing(tmp_path: Path, home: Path):
+    settings = Settings(home=home)
     with pytest.raises(ConfigurationError, match="no model name"):
         open_registry(settings).register(candidate(tmp_path / "model", name="../other"))
     assert open_registry(settings).register(candidate(tmp_path / "good")).version == 1
 
 
-def test_a_database_that_another_program_holds_is_waited_for(tmp_path: Path, mlflow_database: Path):
-    home = tmp_path / "home"
-    (home / "mlflow").mkdir(parents=True)
-    database = home / "mlflow" / "registry.db"
-    database.write_bytes(mlflow_database.read_bytes())
+def test_a_database_that_another_program_holds_is_waited_for(tmp_path: Path, home: Path):
     registry = open_registry(Settings(home=home))
     registry.names()
-    holder = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    holder = sqlite3.connect(home / "mlflow" / "registry.db", isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
     release = threading.Timer(1.0, holder.execute, ["COMMIT"])
     release.start()
