@@ -134,7 +134,7 @@ def roll_back(
 
 
 def previous_holder(entries: Sequence[LedgerEntry], name: str, alias: str) -> int | None:
-    """The version to go back to. Going back twice goes back two promotions, not to and fro."""
+    """The version to go back to. Going back twice goes back two promotions, not back and forth."""
     holders: list[int | None] = []
     for entry in entries:
         if (entry.name, entry.alias) != (name, alias):
