@@ -24,6 +24,7 @@ NAMES = {
     "accuracy_answered": "Accuracy where answered", "latency_p50_ms": "Latency p50 (ms)",
     "latency_p99_ms": "Latency p99 (ms)", "throughput": "Throughput (texts/s)", "size_mb": "Size (MB)",
 }  # fmt: skip
+TILES = ("accuracy", "macro_f1", "ece", "latency_p99_ms", "size_mb")
 NOTABLE_GAP = 0.03
 
 
@@ -46,7 +47,7 @@ def write_card(
         "gates": gates,
         "hyperparameters": _hyperparameters(use_case, run),
         "tables": groups,
-        "tiles": [metric for metric in groups["Performance"] if metric.name in NAMES][:4] + groups["Calibration"][:1],
+        "tiles": [metric for metric in (evaluation.metric(name) for name in TILES) if metric],
         "limitations": _limitations(use_case, snapshot, evaluation, gates),
         "title_of": lambda name: NAMES.get(name, name.replace("_", " ").capitalize()),
         "show": show,
@@ -88,6 +89,9 @@ def _grouped(evaluation: EvaluationReport) -> dict[str, list[Metric]]:
             groups["Slices"].extend([metric] if metric.name == "accuracy" else [])
         else:
             groups["Calibration" if metric.name in CALIBRATION else "Performance"].append(metric)
+    order = list(NAMES)
+    for metrics in groups.values():
+        metrics.sort(key=lambda m: (m.slice is not None, order.index(m.name) if m.name in order else len(order)))
     return groups
 
 
