@@ -1,7 +1,7 @@
 """Chooses training parameters on a split of the training rows; the test split is never read.
 
     python -m benchmarks.hyperparameters --list
-    python -m benchmarks.hyperparameters full-lr2e-4 full-lr4e-4
+    python -m benchmarks.hyperparameters full-lr1e-4 quick-l2-0.001
 
 Each candidate trains on nine tenths of the training rows and is judged on the rest, by accuracy and by the
 calibrated negative log likelihood, which tells candidates apart with fewer rows. Results are added to
@@ -28,22 +28,22 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "hyperparameters.json"
 
 _FULL = {
-    "method": "finetune", "epochs": 4, "batch_size": 32, "learning_rate": 2e-4, "head_learning_rate": 2e-3,
+    "method": "finetune", "epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "head_learning_rate": 1e-3,
     "label_smoothing": 0.1,
 }  # fmt: skip
+_LP_FT = _FULL | {"head_init": "frozen", "l2": 1e-3, "head_learning_rate": 5e-4}
 _QUICK = {"method": "frozen", "epochs": 200}
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "full-lr2e-4": _FULL,
-    "full-lr4e-4": _FULL | {"learning_rate": 4e-4},
-    "full-lr2e-4-frozen-head": _FULL | {"head_init": "frozen", "l2": 1e-3},
-    "full-lr4e-4-decay": _FULL | {"learning_rate": 4e-4, "layer_decay": 0.85},
-    "full-lr3e-4-smoothing0": _FULL | {"learning_rate": 3e-4, "label_smoothing": 0.0},
-    "full-lr4e-4-batch64": _FULL | {"learning_rate": 4e-4, "batch_size": 64},
-    "full-lr3e-4-dropout0": _FULL | {"learning_rate": 3e-4, "dropout": 0.0},
-    "full-lr3e-4-ema": _FULL | {"learning_rate": 3e-4, "ema_decay": 0.998},
-    "full-lr2e-4-fp32": _FULL | {"precision": "fp32"},
-    **{f"quick-l2-{l2:g}": _QUICK | {"l2": l2} for l2 in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
-    **{f"quick-l2-{l2:g}-smoothing": _QUICK | {"l2": l2, "label_smoothing": 0.1} for l2 in (3e-5, 1e-4, 3e-4)},
+    "full-lr2e-4-frozen-head": _LP_FT | {"learning_rate": 2e-4, "head_learning_rate": 2e-3},
+    "full-lr1e-4-frozen-head-7-epochs": _LP_FT | {"layer_decay": 0.95, "epochs": 7},
+    "full-lr1e-4": _FULL,
+    "full-lr3e-5-frozen-head": _LP_FT | {"learning_rate": 3e-5},
+    "full-lr1e-4-smoothing0": _FULL | {"label_smoothing": 0.0},
+    "full-lr1e-4-batch64": _FULL | {"batch_size": 64},
+    "full-lr1e-4-ema": _FULL | {"ema_decay": 0.998},
+    "full-lr1e-4-fp32": _FULL | {"precision": "fp32"},
+    **{f"quick-l2-{l2:g}": _QUICK | {"l2": l2} for l2 in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)},
+    **{f"quick-l2-{l2:g}-smoothing": _QUICK | {"l2": l2, "label_smoothing": 0.1} for l2 in (1e-4, 1e-3)},
 }
 
 
