@@ -46,7 +46,7 @@ from models.task import Labelled, Task
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "training.json"
 CANDIDATES = ("trainer", "trainer-bf16", "ours-plain", "ours")
-STEPS, WARM = 64, 5
+WARM = 5
 
 
 class _Clock:
@@ -71,17 +71,18 @@ class _Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=64, help="steps per measurement")
     parser.add_argument("--epoch", action="store_true")
     parser.add_argument("--candidates", nargs="*", default=list(CANDIDATES), choices=CANDIDATES)
     parser.add_argument("--one", choices=CANDIDATES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(_measure(arguments.one, whole=arguments.epoch)))
+        print(json.dumps(_measure(arguments.one, arguments.steps, whole=arguments.epoch)))
         return
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.candidates}
     for _ in range(1 if arguments.epoch else arguments.repeats):
         for name, runs in measured.items():
-            runs.append(_in_process(name, whole=arguments.epoch))
+            runs.append(_in_process(name, arguments.steps, whole=arguments.epoch))
             print(name, {key: round(value, 4) for key, value in runs[-1].items()}, flush=True)
     result = {"kind": "epoch" if arguments.epoch else "steps", "machine": describe(), "runs": measured}
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
@@ -99,14 +100,15 @@ def _ratios(measured: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return found
 
 
-def _in_process(name: str, *, whole: bool) -> dict[str, float]:
+def _in_process(name: str, steps: int, *, whole: bool) -> dict[str, float]:
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "benchmarks.training", "--one", name, *(["--epoch"] if whole else [])]
+    command = [sys.executable, "-m", "benchmarks.training", "--one", name, "--steps", str(steps)]
+    command += ["--epoch"] if whole else []
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(name: str, *, whole: bool) -> dict[str, float]:
+def _measure(name: str, steps: int, *, whole: bool) -> dict[str, float]:
     case = usecase.load(ROOT / "usecases" / "support" / "usecase.yaml")
     profile = case.profile("full").model_copy(update={"epochs": 1, "checkpoint_every_steps": 10**6})
     if name == "ours-plain":
@@ -118,7 +120,7 @@ def _measure(name: str, *, whole: bool) -> dict[str, float]:
         tokenizer = load_base_tokenizer(base.folder, case.model.max_tokens)
         rows, held_out = stratified_split(split.labels, 0.1, 17)
         if not whole:
-            rows = np.random.default_rng(1).permutation(rows)[: STEPS * profile.batch_size]
+            rows = np.random.default_rng(1).permutation(rows)[: steps * profile.batch_size]
             held_out = held_out[:77]
         train, validation = (
             Labelled(encode(tokenizer, [split.texts[i] for i in part]), torch.as_tensor(split.labels[part]))
