@@ -10,7 +10,7 @@ from flows import tasks
 from flows.stages import CHALLENGER, CHAMPION
 from flows.wiring import wire
 from leitstand.errors import PolicyDenied
-from leitstand.types import Endpoint, EvaluationReport, GateReport, ModelRef, ModelVersion, RunRecord, Snapshot
+from leitstand.types import Endpoint, GateReport, ModelRef, ModelVersion, RunRecord, Snapshot
 from models.packaging import BentoRecord
 from models.promotion import attached_gate_report, check
 
@@ -20,13 +20,13 @@ __all__ = ["deploy", "evaluate", "ingest", "lifecycle", "package", "train"]
 @flow(name="ingest", flow_run_name="ingest {use_case}", persist_result=False)
 def ingest(use_case: str) -> Snapshot:
     """Reads, validates and freezes the data set of a use case."""
-    return tasks.ingest_task(use_case)
+    return tasks.recall(tasks.ingest_task, use_case)[0]
 
 
 @flow(name="train", flow_run_name="train {use_case}", persist_result=False)
 def train(use_case: str, profile: str | None = None, seed: int | None = None) -> RunRecord:
     """Ingests (from the cache when nothing changed) and trains one profile."""
-    snapshot = tasks.ingest_task(use_case)
+    snapshot, _ = tasks.recall(tasks.ingest_task, use_case)
     return _train(use_case, snapshot, profile, seed)
 
 
@@ -78,18 +78,20 @@ def lifecycle(use_case: str, profile: str | None = None, seed: int | None = None
 
 def _train(use_case: str, snapshot: Snapshot, profile: str | None, seed: int | None) -> RunRecord:
     chosen = profile or wire().use_case(use_case).training.default_profile
-    state = tasks.train_task(use_case, snapshot, chosen, seed, return_state=True)
-    if state.name == "Cached":
+    record, cached = tasks.recall(tasks.train_task, use_case, snapshot, chosen, seed)
+    if cached:
         get_run_logger().info(
-            "Nothing changed in data, profile '%s', seed or base model: no training, the finished run is used", chosen
+            "Nothing changed in data, profile '%s', seed or base model: no training, run %s is used",
+            chosen,
+            record.run_id,
         )
-    return state.result()
+    return record
 
 
 def _candidate(use_case: str, profile: str | None, seed: int | None) -> tuple[ModelVersion, GateReport]:
-    snapshot = tasks.ingest_task(use_case)
+    snapshot, _ = tasks.recall(tasks.ingest_task, use_case)
     run = _train(use_case, snapshot, profile, seed)
-    report: EvaluationReport = tasks.evaluate_task(use_case, snapshot, run)
+    report, _ = tasks.recall(tasks.evaluate_task, use_case, snapshot, run)
     verdict, files = tasks.gate_task(use_case, snapshot, report)
     version = tasks.register_task(use_case, snapshot, run, report, verdict, files)
     try:

@@ -1,8 +1,8 @@
 """Prefect tasks around the stages: caching by content, retries of transient errors, artifacts in the UI.
 
 A cache key is a digest of content: source bytes and specification for data; data, profile and base weights
-for training; weights, data and policy for everything after. A key is withheld when the files that a cached
-result points at are gone, so deleting `.leitstand/runs` leads to a new training and not to a broken run.
+for training; weights, data and way of measuring for the evaluation. `recall` looks whether the files that a
+cached record names are still there, so deleting `.leitstand/runs` leads to a new training and not to a broken run.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +34,7 @@ __all__ = [
     "ingest_task",
     "package_task",
     "promote_task",
+    "recall",
     "register_task",
     "train_task",
 ]
@@ -64,7 +65,7 @@ def _ingest_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
 
     adapters = wire()
     use_case = adapters.use_case(parameters["name"])
-    return f"ingest-{source_digest(use_case, adapters.settings.s3)}-{_present(adapters.home / 'data' / use_case.name)}"
+    return f"ingest-{source_digest(use_case, adapters.settings.s3)}"
 
 
 def _train_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -81,7 +82,7 @@ def _train_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
         seed=parameters["seed"],
         base_digest=base.digest,
     )
-    return f"train-{key}-{_present(adapters.home / 'runs' / use_case.name / key[7:23] / 'model')}"
+    return f"train-{key}"
 
 
 def _evaluate_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
@@ -89,12 +90,26 @@ def _evaluate_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
     use_case = adapters.use_case(parameters["name"])
     run: RunRecord = parameters["run"]
     folder = stages.evaluation_folder(adapters, use_case, run.weights_digest, parameters["snapshot"])
-    return f"evaluate-{folder.name}-{_present(folder)}"
+    return f"evaluate-{folder.name}"
 
 
-def _present(folder: Path) -> str:
-    """Changes when the folder a cached result points into is deleted or made anew."""
-    return str(folder.stat().st_ino) if folder.is_dir() else "absent"
+def recall(task: Any, *arguments: Any) -> tuple[Any, bool]:
+    """Runs a cached task; returns its record and whether it came from the cache with all its files."""
+    state = task(*arguments, return_state=True)
+    cached = state.name == "Cached"
+    if cached and not _has_its_files(state.result()):
+        return task.with_options(refresh_cache=True)(*arguments), False
+    return state.result(), cached
+
+
+def _has_its_files(record: Snapshot | RunRecord | EvaluationReport) -> bool:
+    match record:
+        case Snapshot():
+            return all(split.path.is_file() for split in record.splits.values())
+        case RunRecord():
+            return record.model_dir.is_dir()
+        case EvaluationReport():
+            return record.predictions.is_file()
 
 
 @task(name="ingest", cache_key_fn=_ingest_key, task_run_name="ingest {name}", **CACHED)

@@ -42,11 +42,11 @@ class Workspace:
         )  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / "started.log").open("ab")
-        return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
+        with (self.folder / "started.log").open("ab") as log:
+            return subprocess.Popen(
+                self.command(*arguments), cwd=self.folder, env=self.environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def versions(self, name: str = "triage") -> list[dict[str, object]]:
         return json.loads(self.leitstand("models", "list", name, "--json").stdout)
@@ -93,8 +93,8 @@ def test_one_command_takes_source_files_to_a_served_champion(workspace: Workspac
     assert set(listed["aliases"]) == {"champion", "challenger"}
     told = workspace.leitstand("predict", "triage", "How do I activate my new card?", "--json")
     assert told.returncode == 0, told.stderr
-    (answer,) = json.loads(told.stdout)
-    assert answer["label"] == "activate_my_card"
+    answer = json.loads(told.stdout)
+    assert (answer["version"], answer["predictions"][0]["label"]) == ("1", "activate_my_card")
 
 
 def test_the_service_speaks_the_open_inference_protocol(workspace: Workspace) -> None:
