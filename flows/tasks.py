@@ -232,7 +232,7 @@ def _progress(key: str) -> Callable[[int, int, Mapping[str, float]], None]:
 
     def report(done: int, total: int, metrics: Mapping[str, float]) -> None:
         nonlocal shown
-        percent = 100 * done // max(total, 1)
+        percent = min(100 * done // max(total, 1), 100)
         if percent > shown:
             shown = percent
             loss = metrics.get("train/loss", metrics.get("loss"))
