@@ -25,6 +25,7 @@ __all__ = [
     "Settings",
     "TrackingSettings",
     "apply_environment",
+    "child_environment",
     "load_settings",
     "quiet_environment",
 ]
@@ -167,6 +168,11 @@ def quiet_environment(settings: Settings, base: Mapping[str, str] | None = None)
         "PREFECT_API_URL": f"http://127.0.0.1:{settings.local.prefect_port}/api",
     }
     return defaults | dict(os.environ if base is None else base)
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment for a child that must find only installed code: no `PYTHONPATH`, and `changes`."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | changes
 
 
 def apply_environment(settings: Settings, *, prefect_server: bool = True, prefix: str = "") -> None:

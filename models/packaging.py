@@ -6,7 +6,6 @@ removed and built again. The same version, engine, precision and code give the B
 """
 
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from leitstand.errors import IntegrityError, PermanentBackendError
 from leitstand.files import digest_file, digest_json, write_text
+from leitstand.settings import child_environment
 from leitstand.types import ModelVersion, utc_now
 from leitstand.usecase import UseCase
 from models.accuracy_gate import check_precision
@@ -219,12 +219,7 @@ def _bentoml(store: Path, arguments: list[str], *, cwd: Path) -> None:
     Raises:
         PermanentBackendError: It failed; the message holds the end of its output.
     """
-    environment = dict(os.environ) | {
-        "BENTOML_HOME": str(store),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "DO_NOT_TRACK": "true",
-    }
-    environment.pop("PYTHONPATH", None)
+    environment = child_environment(BENTOML_HOME=str(store), BENTOML_DO_NOT_TRACK="True", DO_NOT_TRACK="true")
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False,
         timeout=BUILD_TIMEOUT_S,
