@@ -15,6 +15,7 @@ __all__ = ["pinned", "roots_for"]
 
 _ROOTS = (
     "bentoml", "tokenizers", "numpy", "orjson", "prometheus_client", "pydantic", "pydantic-settings", "annotated-types",
+    "uvloop", "httptools",
 )  # fmt: skip
 _ENGINES = {"openvino": ("openvino",), "torch": ("torch", "transformers", "safetensors")}
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 __all__ = ["Batch", "Item", "Limits", "Overloaded", "Scheduler"]
 
 _SMOOTHING = 0.1
+_PATIENCE = 0.4  # share of a batch's time that a free worker waits for a fuller batch
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Limits:
     max_batch_tokens: int = 1024
     max_queue: int = 512
     deadline_s: float = 2.0
-    linger_s: float = 0.006
+    linger_s: float = 0.025
     workers: int = 1
 
 
@@ -162,9 +163,11 @@ class Scheduler:
         if not self._running or self._full():
             return 0.0
         average = sum(len(batch.items) for batch in self._running.values()) / len(self._running)
-        if self.queued >= average:
+        if self.queued >= average or self._rate is None:
             return 0.0
-        return max(0.0, self._arrivals[0] + self.limits.linger_s - now)
+        expected = sum(batch.tokens for batch in self._running.values()) / len(self._running) / self._rate
+        patience = min(self.limits.linger_s, expected * _PATIENCE)
+        return max(0.0, self._arrivals[0] + patience - now)
 
     def _full(self) -> bool:
         return self.queued >= self.limits.max_batch_texts or self._queued_tokens >= self.limits.max_batch_tokens

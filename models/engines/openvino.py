@@ -57,6 +57,10 @@ class OpenVinoEngine:
         self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.concurrency):
             self._idle.put(self._compiled.create_infer_request())
+        # OpenVINO's binding initialises itself on the first call and deadlocks when two threads make that call at
+        # once (a static-init guard against the interpreter lock, seen with 2026.4.1), so the first call is ours.
+        for _ in range(self.concurrency):
+            self.run([[0, 0]])
 
     def run(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Logits (n, labels) of one batch. Blocks without holding the interpreter lock."""
