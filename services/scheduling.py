@@ -182,10 +182,12 @@ class Scheduler:
             size = len(self._queue[0].ids)
             if items and tokens + size > self.limits.max_batch_tokens:
                 break
-            items.append(self._queue.popleft())
+            item = self._queue.popleft()
             self._arrivals.popleft()
-            tokens += size
-        self._queued_tokens -= tokens
+            self._queued_tokens -= size
+            if not item.cancelled:
+                items.append(item)
+                tokens += size
         return Batch(items, tokens)
 
     def _drop_late(self, now: float) -> list[Item]:
