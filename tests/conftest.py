@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 pytest_plugins = ["tests.servers"]
 
@@ -51,3 +52,10 @@ def no_telemetry() -> Iterator[None]:
 def project() -> Path:
     """The root of the repository."""
     return ROOT.parent
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Forgets the log that a command set up; its stream is closed when the command's test ends."""
+    yield
+    structlog.reset_defaults()

@@ -95,27 +95,25 @@ def _home(settings: Settings) -> Iterator[Finding]:
 def _use_cases(settings: Settings) -> Iterator[Finding]:
     found = names(settings.usecases)
     if not found:
-        yield Finding(
-            "wrong", f"no use case in {settings.usecases}", "run in the project's root, or `leitstand init NAME`"
-        )
+        fix = "run in the project's root, or write one with `leitstand init NAME`"
+        yield Finding("wrong", f"no use case in {settings.usecases}", fix)
     for name in found:
         try:
-            load(find(name, settings.usecases))
-            yield Finding("ok", f"use case {name}")
+            use_case = load(find(name, settings.usecases))
         except LeitstandError as error:
             yield Finding("wrong", f"use case {name}: {error.message}", error.hint or "")
+            continue
+        yield Finding("ok", f"use case {name}")
+        yield _weights(name, use_case.model.base)
 
 
-def _weights(settings: Settings) -> Iterator[Finding]:
-    for name in names(settings.usecases):
-        base = load(find(name, settings.usecases)).model.base
-        kind, _, package = base.partition(":")
-        if kind != "package":
-            yield Finding("note", f"base model of {name} is {base}; it is fetched when training starts")
-        elif importlib.util.find_spec(package):
-            yield Finding("ok", f"base model of {name}: {base}")
-        else:
-            yield Finding("wrong", f"base model of {name}: package {package} is not installed", "run `make install`")
+def _weights(name: str, base: str) -> Finding:
+    kind, _, package = base.partition(":")
+    if kind != "package":
+        return Finding("note", f"base model of {name} is {base}; it is fetched when training starts")
+    if importlib.util.find_spec(package):
+        return Finding("ok", f"base model of {name}: {base}")
+    return Finding("wrong", f"base model of {name}: package {package} is not installed", "run `make install`")
 
 
 def _registry(settings: Settings) -> Iterator[Finding]:
@@ -154,5 +152,5 @@ def _tracking(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _packages, _home, _use_cases, _weights, _registry, _tracking, _services,
+    _python, _packages, _home, _use_cases, _registry, _tracking, _services,
 )  # fmt: skip

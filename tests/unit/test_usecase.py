@@ -94,7 +94,7 @@ def test_text_that_is_not_yaml_names_the_line(tmp_path: Path) -> None:
         ("canary_percent: [1, 5, 25, 50, 100]", "canary_percent: [5, 1, 100]", "must rise from at least 1 to 100"),
         ("canary_percent: [1, 5, 25, 50, 100]", "canary_percent: [1, 50]", "must rise from at least 1 to 100"),
         ("default_profile: full", "default_profile: best", "'best' is not one of: full, quick"),
-        ('"{text} {person}"', '"{text}"', "must hold both {text} and {person}"),
+        ('"My name is {person}. {text}"', '"{text}"', "must hold both {text} and {person}"),
         ("name: support\n", "name: Support Desk\n", "should match pattern"),
     ],
 )
