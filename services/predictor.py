@@ -19,6 +19,8 @@ from leitstand.settings import load_settings
 from models.bento_manifest import read_manifest
 from models.loading import open_classifier
 from services.batching import Answer, Batcher
+from services.draining import drain_on_sigterm
+from services.parent import die_with_parent
 from services.protocol import FrontDoor, Protocol
 from services.scheduling import Limits, Overloaded
 
@@ -55,6 +57,8 @@ class Predictor:
         """Loads the weights and warms up; ``/readyz`` answers only afterwards."""
         if _manifest is None:
             raise ConfigurationError("serving.json is missing", hint="build a Bento with `leitstand package NAME`")
+        die_with_parent()
+        drain_on_sigterm(_protocol.drain)
         classifier = await asyncio.to_thread(
             open_classifier,
             Path(self.model.path),

@@ -45,11 +45,12 @@ class Protocol:
         self._routes: dict[str, Callable[[], Response]] = {}
         self._infer_paths: frozenset[str] = frozenset()
         self._max_body = 0
+        self._draining = False
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and warm."""
-        return self._batcher is not None
+        return self._batcher is not None and not self._draining
 
     def open(self, batcher: Batcher, manifest: ServingManifest) -> None:
         """Starts to answer."""
@@ -65,6 +66,10 @@ class Protocol:
         self._max_body = 6 * manifest.max_text_bytes + BODY_SLACK
         self._manifest = manifest
         self._batcher = batcher
+
+    def drain(self) -> None:
+        """Reports unready from now on, and closes each connection with its answer; requests are still answered."""
+        self._draining = True
 
     def close(self) -> None:
         """Stops to answer; running batches finish."""
@@ -98,6 +103,8 @@ class Protocol:
         if path == "/v2/health/ready":
             return (200, [JSON], b'{"ready":true}') if self.ready else (503, [JSON], b'{"ready":false}')
         handler = self._routes.get(path)
+        if handler is not None and self._draining and path.endswith("/ready"):
+            raise HttpError(503, "the server is shutting down")
         if handler is None:
             raise self._missing(path)
         return handler()
@@ -133,6 +140,8 @@ class Protocol:
         else:
             REQUESTS.labels("200").inc()
             LATENCY.observe(time.perf_counter() - start)
+        if self._draining:
+            response[1].append((b"connection", b"close"))
         await _send(send, response)
 
     async def _classify(self, scope: Scope, receive: Receive) -> Response:
@@ -180,9 +189,14 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the lifespan on after moving to the outside of the stack."""
-        if scope["type"] == "http" and scope["path"].startswith("/v2"):
-            await self.protocol(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path.startswith("/v2"):
+                await self.protocol(scope, receive, send)
+                return
+            if path == "/readyz" and not self.protocol.ready:
+                await _send(send, (503, [JSON], b'{"ready":false}'))
+                return
         if scope["type"] == "lifespan":
             owner = scope.get("app")
             stack = getattr(owner, "middleware_stack", None)
