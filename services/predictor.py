@@ -6,6 +6,7 @@ in between; more compute threads than CPUs slow each other down severalfold.
 """
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +60,8 @@ class Predictor:
             raise ConfigurationError("serving.json is missing", hint="build a Bento with `leitstand package NAME`")
         die_with_parent()
         drain_on_sigterm(_protocol.drain)
+        # uvicorn formats an access-log record per request as soon as any handler could see it; metrics count instead.
+        logging.getLogger("uvicorn.access").propagate = False
         classifier = await asyncio.to_thread(
             open_classifier,
             Path(self.model.path),
