@@ -60,7 +60,8 @@ async def _run(port: int, path: str, bodies: list[bytes], rate: float, seconds: 
     return {
         "rate": round(rate, 1), "sent": total, "sent_rate": round(total / sent_s, 1), "seconds": round(sent_s, 2),
         "answered": len(taken.get(200, [])), "goodput": round(len(taken.get(200, [])) / sent_s, 1),
-        "shed": len(taken.get(503, [])), "errors": errors + sum(len(v) for k, v in taken.items() if k not in (200, 503)),
+        "shed": len(taken.get(503, [])),
+        "errors": errors + sum(len(each) for status, each in taken.items() if status not in (200, 503)),
         "p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2),
         "shed_p99_ms": round(float(np.percentile(taken[503], 99)), 2) if 503 in taken else None,
         "client_cpu_ms": round((time.process_time() - cpu) / max(1, total) * 1000, 3),

@@ -7,6 +7,9 @@ The offline limit (sorted batches, no server, tokenising included) is 1.0. Close
 turns within each repeat. CPU milliseconds per request of server and client are saved, since they hardly
 change when other programs run beside the benchmark; wall-clock figures do.
 
+Peers compute with the same engine and precision, and pad each batch to its longest text, as their
+documentation shows; `--peers-packed` lends them our packed rows, which leaves only the servers to compare.
+
 Threads: one single-threaded engine stream per core for OpenVINO, one intra-op thread per core for torch,
 TOKENIZERS_PARALLELISM=false, one server process each. LitServe and MLServer get environments of their own,
 made in a temporary folder unless --venvs names one.
@@ -80,7 +83,7 @@ def systems(args: argparse.Namespace, work: Path, python: str) -> dict[str, Syst
             command = [peer, "-m", "benchmarks.peers.litserve_app", str(PORT)]
             path = "/predict"
             if name == "mlserver":
-                command, path = [peer, "-m", "mlserver.cli", "start", str(mlserver_folder(work))], V2
+                command, path = [str(Path(peer).with_name("mlserver")), "start", str(mlserver_folder(work))], V2
             made.append(System(name, command, path, ready=ready))
     return {system.name: system for system in made if system.name in args.only}
 
@@ -114,7 +117,7 @@ def served(system: System, args: argparse.Namespace, log: Path) -> Iterator[tupl
     environment = dict(os.environ) | {
         "PYTHONPATH": "" if system.name == "ours" else str(HERE.parent), "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "true", "BENTOML_DO_NOT_TRACK": "True", "PEER_MODEL": str(args.model),
-        "PEER_ENGINE": args.engine, "PEER_PRECISION": args.precision,
+        "PEER_ENGINE": args.engine, "PEER_PRECISION": args.precision, "PEER_PACKED": str(int(args.peers_packed)),
     } | system.env  # fmt: skip
     start = time.monotonic()
     with log.open("wb") as out:
@@ -128,13 +131,18 @@ def served(system: System, args: argparse.Namespace, log: Path) -> Iterator[tupl
             time.sleep(0.05)
         yield psutil.Process(process.pid), time.monotonic() - start
     finally:
+        stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ends the server and every process it started."""
+    if process.poll() is None:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
-        psutil.wait_procs(tree, timeout=15)
-        for each in tree:
-            if each.is_running():
-                each.kill()
-        process.wait(10)
+        _, alive = psutil.wait_procs(tree, timeout=15)
+        for each in alive:
+            each.kill()
+    process.wait(10)
 
 
 def answers(url: str) -> bool:
@@ -228,6 +236,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--closed-only", action="store_true", help="skip the fixed rates")
+    parser.add_argument("--peers-packed", action="store_true", help="lend the peers our packed rows; default: padding")
     parser.add_argument("--only", nargs="+", default=["ours", "fastapi", "bentoml-batchable", "litserve", "mlserver"])
     parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; default: a temporary one")
     parser.add_argument("--out", type=Path)
@@ -240,6 +249,7 @@ def main() -> None:
         release(args, work)
         chosen = systems(args, work, sys.executable)
         result: dict[str, Any] = {"machine": describe(), "engine": args.engine, "precision": args.precision,
+            "peers_packed": args.peers_packed,
             "seconds": args.seconds, "offline": [], "systems": {name: [] for name in chosen}}  # fmt: skip
         for _ in range(args.repeats):
             result["offline"].append(offline(args))

@@ -10,9 +10,12 @@ __all__ = ["answers", "opened"]
 
 
 def opened() -> Classifier:
-    return open_classifier(
+    classifier = open_classifier(
         Path(os.environ["PEER_MODEL"]), engine=os.environ["PEER_ENGINE"], precision=os.environ["PEER_PRECISION"]
     )
+    if os.environ["PEER_ENGINE"] == "openvino" and os.environ["PEER_PACKED"] == "0":
+        classifier.backend._row_tokens = 0  # type: ignore[attr-defined]  # one text per row: plain padding
+    return classifier
 
 
 def answers(classifier: Classifier, texts: list[str]) -> list[dict[str, Any]]:
