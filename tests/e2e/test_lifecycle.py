@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.servers import free_ports
@@ -154,6 +155,21 @@ def test_a_failing_gate_stops_promotion_names_the_number_and_has_its_own_exit_co
     rejected = workspace.versions()[0]
     assert rejected["version"] == 3
     assert rejected["aliases"] == []
+
+
+def test_packaging_killed_half_way_is_done_again_as_if_nothing_had_happened(workspace: Workspace) -> None:
+    process = workspace.start("package", "triage", "--version", "3")
+    deadline = time.monotonic() + 60
+    while not psutil.Process(process.pid).children(recursive=True):
+        assert process.poll() is None, (workspace.folder / "started.log").read_text()[-2000:]
+        assert time.monotonic() < deadline, "the build did not start"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = workspace.leitstand("package", "triage", "--version", "3", "--json")
+    assert first.returncode == 0, first.stderr
+    again = workspace.leitstand("package", "triage", "--version", "3", "--json")
+    assert json.loads(first.stdout)["tag"] == json.loads(again.stdout)["tag"]
 
 
 def test_training_killed_half_way_is_resumed_and_nothing_is_half_registered(workspace: Workspace) -> None:

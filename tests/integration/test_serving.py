@@ -6,12 +6,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import pytest
 import uvicorn
+import yaml
 
 from models.bento_manifest import ServingManifest
 from models.loading import Classifier, open_classifier
@@ -90,6 +93,34 @@ def test_answers_are_those_of_the_classifier(url: str, classifier: Classifier) -
     assert [o["datatype"] for o in document["outputs"]] == ["BYTES", "FP32", "BOOL"]
     assert all(o["shape"] == [len(TEXTS)] for o in document["outputs"])
     assert document["model_version"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("v2", "metadata_server_response"),
+        ("v2/models/support", "metadata_model_response"),
+        ("v2/models/support/versions/7", "metadata_model_response"),
+        ("v2/models/nobody", "metadata_model_error_response"),
+    ],
+)
+def test_metadata_conforms_to_the_specification(url: str, path: str, schema: str) -> None:
+    conforms(httpx.get(f"{url}/{path}").json(), schema)
+
+
+@pytest.mark.parametrize("path", ["support", "support/versions/7"])
+def test_inference_conforms_to_the_specification(url: str, path: str) -> None:
+    conforms(infer(url, *TEXTS, path=path).json(), "inference_response")
+    conforms(infer(url, "").json(), "inference_error_response")
+
+
+def conforms(document: Any, schema: str) -> None:
+    """Checks a body against a schema of the protocol's own OpenAPI document."""
+    file = Path(__file__).parents[1] / "fixtures" / "open_inference" / "open_inference_rest.yaml"
+    specification = yaml.safe_load(file.read_text())
+    jsonschema.validate(document, {"$ref": f"#/components/schemas/{schema}", "components": specification["components"]})
+    if "error" in schema:
+        assert document["error"], "the specification requires a message"
 
 
 def test_tritons_client_works_unchanged(url: str, classifier: Classifier) -> None:
