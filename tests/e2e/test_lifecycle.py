@@ -179,7 +179,7 @@ def test_training_killed_half_way_is_resumed_and_nothing_is_half_registered(work
     before = len(workspace.versions())
     process = workspace.start("run", "triage", "--profile", "full", "--no-serve")
     deadline = time.monotonic() + 200
-    while not list(workspace.home.glob("runs/triage/*/checkpoints/*")):
+    while not list(workspace.home.glob("runs/triage/*/checkpoints/[!.]*")):
         assert process.poll() is None, (workspace.folder / "started.log").read_text()[-2000:]
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.2)
