@@ -125,8 +125,7 @@ def tune_process() -> int:
     """Sets threads and allocator of this process for training on a CPU; returns the number of threads.
 
     One thread per physical core (fewer when OMP_NUM_THREADS or the affinity mask say so). glibc returns
-    every freed activation to the kernel by default and pays for it in page faults; raising its thresholds
-    made training about 1.3 times as fast.
+    every freed activation to the kernel by default and pays for it in page faults; its thresholds are raised.
     """
     threads = max(1, min(torch.get_num_threads(), psutil.cpu_count(logical=False) or 1))
     torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """Real servers for tests: each is started once per session on free loopback ports and ended by its id."""
 
-import importlib.util
+import glob
 import json
 import os
 import shutil
@@ -161,9 +161,11 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "mlflow" / "registry.db"
 
 
-def has_postgres() -> bool:
-    """Whether PostgreSQL and a driver for it are installed on this machine."""
-    return all([shutil.which("initdb"), shutil.which("postgres"), importlib.util.find_spec("psycopg")])
+def postgres_tool(name: str) -> str:
+    """Path of a PostgreSQL program; Debian keeps servers off PATH."""
+    found = shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"), reverse=True)), None)
+    assert found, f"PostgreSQL's {name} is missing: `make test` installs it where apt-get works"
+    return found
 
 
 @dataclass(frozen=True)
@@ -201,12 +203,13 @@ def postgres() -> Iterator[PostgresServer]:
         if user:
             shutil.chown(folder, user)
         data = str(folder / "data")
+        options = ["-U", "leitstand", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
         subprocess.run(
-            ["initdb", "-D", data, "-U", "leitstand", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+            [postgres_tool("initdb"), "-D", data, *options],
             check=True, capture_output=True, user=user,
         )  # fmt: skip
         command = [
-            "postgres", "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1",
+            postgres_tool("postgres"), "-D", data, "-p", str(port), "-c", "listen_addresses=127.0.0.1",
             "-c", "unix_socket_directories=", "-c", "fsync=off",
         ]  # fmt: skip
         server, log = PostgresServer(f"leitstand@127.0.0.1:{port}"), folder / "log"

@@ -20,7 +20,7 @@ from models.registry.opening import open_registry
 from models.registry.wandb import WandbRegistry
 from tests.fakes import InMemoryRegistry, InMemoryWandb
 from tests.models_for_tests import candidate
-from tests.servers import S3Server, has_postgres
+from tests.servers import S3Server
 
 Make = Callable[..., ModelCandidate]
 CHAMPION = ModelRef.parse("support@champion")
@@ -34,7 +34,7 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-ADAPTERS = ["memory", "wandb", "mlflow", "mlflow+s3", *(["mlflow+postgres"] if has_postgres() else [])]
+ADAPTERS = ["memory", "wandb", "mlflow", "mlflow+s3", "mlflow+postgres"]
 
 
 @pytest.fixture(params=ADAPTERS)
