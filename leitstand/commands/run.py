@@ -52,12 +52,12 @@ def run(
 def pages(home: Path, name: str) -> list[tuple[str, str]]:
     """The pages that the last run left behind: label and address of each."""
     found = []
-    reports = sorted((home / "reports" / name).glob("*/evaluation.json"), key=lambda path: path.stat().st_mtime)
-    for label, file in (("Gate report", "gate_report.html"), ("Model card", "model_card.html")):
-        page = reports[-1].parent / file if reports else None
-        if page and page.is_file():
-            found.append((label, page.as_uri()))
-    snapshots = sorted((home / "data" / name).glob("*/report.html"), key=lambda path: path.stat().st_mtime)
-    if snapshots:
-        found.append(("Data report", snapshots[-1].as_uri()))
+    for label, pattern in (
+        ("Gate report", f"reports/{name}/*/gate_report.html"),
+        ("Model card", f"reports/{name}/*/model_card.html"),
+        ("Data report", f"data/{name}/*/report.html"),
+    ):
+        newest = max(home.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+        if newest:
+            found.append((label, newest.as_uri()))
     return found
