@@ -38,7 +38,8 @@ def write_page(target: Path, template: str, *, search: Path | None = None, **con
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    """A number for a table: `–` for None, integers with thousands separators, floats with fixed digits."""
+    """A number for a table: `–` for None, counts with thousands separators, other floats with fixed digits."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    is_count = isinstance(value, int) or (value.is_integer() and value > 1)
+    return f"{value:,.0f}" if is_count else f"{value:,.{digits}f}"
