@@ -12,7 +12,7 @@ insufficient evidence. The worse answer is the gate's, and the worst gate is the
 
 from collections.abc import Sequence
 from datetime import datetime
-from math import ceil
+from math import ceil, isclose
 
 from leitstand.errors import ConfigurationError, InsufficientEvidence, PromotionRejected
 from leitstand.types import EvaluationReport, GateOutcome, GateReport, GateResult, Metric
@@ -191,7 +191,7 @@ def _open_interval(gate: GateSpec, metric: Metric, margin: float) -> tuple[str, 
         return f"{value} has no confidence interval on {metric.examples} rows", None
     low, high = show(gate.metric, metric.interval.low), show(gate.metric, metric.interval.high)
     needed = None
-    if margin:
+    if not isclose(margin, 0.0, abs_tol=1e-6):  # nearer than that, no number of rows would decide
         towards = metric.interval.low if (margin > 0) == (sign_of(gate) > 0) else metric.interval.high
         needed = ceil(metric.examples * (abs((metric.value or 0.0) - towards) / abs(margin)) ** 2)
         needed = max(needed, metric.examples + 1)
