@@ -10,9 +10,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion
+from leitstand.types import (
+    Feedback,
+    LedgerEntry,
+    ModelCandidate,
+    ModelRef,
+    ModelVersion,
+    RouteTable,
+    WindowRow,
+)
 
-__all__ = ["BlobStore", "ExperimentTracker", "LineageSink", "ModelRegistry", "PromotionLedger", "TrackedRun"]
+__all__ = [
+    "BlobStore",
+    "ExperimentTracker",
+    "FeedbackLog",
+    "InferenceLog",
+    "LineageSink",
+    "ModelRegistry",
+    "PromotionLedger",
+    "RouteStore",
+    "TrackedRun",
+]
 
 
 class BlobStore(Protocol):
@@ -159,3 +177,53 @@ class LineageSink(Protocol):
     """Takes OpenLineage events as plain JSON objects. Never raises into the flow: a lost event is logged."""
 
     def emit(self, event: Mapping[str, Any]) -> None: ...
+
+
+class RouteStore(Protocol):
+    """Route tables, shared by every gateway process. SQLite on one machine, Redis for several."""
+
+    def read(self, use_case: str) -> RouteTable | None: ...
+
+    def write(self, table: RouteTable, *, expected: int) -> RouteTable:
+        """Stores the table as revision ``expected + 1`` and returns it; seen by every process within a second.
+
+        Raises:
+            ConflictError: The stored revision is not `expected`; somebody else changed it meanwhile.
+        """
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Use cases that have a table, sorted."""
+        ...
+
+    def history(self, use_case: str) -> Sequence[RouteTable]:
+        """Every revision, oldest first: which versions answered at 14:03, and at which weight."""
+        ...
+
+
+class InferenceLog(Protocol):
+    """Takes rows without ever making a request wait for a disk. A full buffer drops rows and counts them."""
+
+    def append(self, rows: Sequence[WindowRow]) -> None: ...
+
+    def flush(self) -> None:
+        """Returns when every row appended before is on disk (or in the bucket)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FeedbackLog(Protocol):
+    """Keeps feedback. Idempotent by ``feedback_id``; late, repeated and corrected feedback is normal."""
+
+    def record(self, feedback: Feedback) -> bool:
+        """Durable when it returns; False when this id was recorded before.
+
+        Raises:
+            ConflictError: The id was recorded before with other content.
+        """
+        ...
+
+    def entries(self, use_case: str, *, since: datetime | None = None) -> Sequence[Feedback]:
+        """In the order of recording."""
+        ...

@@ -4,6 +4,7 @@ All are frozen pydantic models with a ``schema_version``; readers accept every v
 Times are timezone-aware UTC. Scores are floats in [0, 1]; "not a number" is written as null.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -14,9 +15,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from leitstand.errors import ConfigurationError
 
 __all__ = [
+    "Action",
+    "Decision",
     "Digest",
+    "DriftReport",
+    "DriftScore",
     "Endpoint",
     "EvaluationReport",
+    "Feedback",
     "GateOutcome",
     "GateReport",
     "GateResult",
@@ -27,9 +33,12 @@ __all__ = [
     "ModelRef",
     "ModelVersion",
     "ReliabilityBin",
+    "RouteTable",
     "RunRecord",
     "Snapshot",
     "SplitInfo",
+    "Target",
+    "WindowRow",
     "utc_now",
 ]
 
@@ -297,3 +306,145 @@ class LedgerEntry(_Record):
     evidence: str = Field(default="", description="digest of the gate report, or a URL")
     previous_hash: str
     hash: str = Field(description="sha256 over this entry without `hash`, chained by `previous_hash`")
+
+
+class Target(_Record):
+    """One upstream of a route: a version and the base URL of the Bento that serves it."""
+
+    version: int
+    url: str
+
+
+class RouteTable(_Record):
+    """Who answers a use case. ``revision`` rises with every change; a change names its author and reason."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    revision: int = Field(default=0, ge=0, description="0: not stored yet")
+    stable: Target
+    canary: Target | None = None
+    canary_percent: float = Field(default=0.0, ge=0, le=100)
+    shadow: Target | None = None
+    shadow_percent: float = Field(default=100.0, ge=0, le=100, description="share of requests that the shadow sees")
+    changed_at: Utc
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """What one answered text leaves in the inference log: everything monitors need, and no raw text.
+
+    Attributes:
+        request_id: The id in the response's header; with `index` the key of the row.
+        index: Position of the text within its request, from 0.
+        at: When the answer left, UTC.
+        use_case: Name of the use case.
+        version: Model version that answered.
+        route: ``stable``, ``canary`` or ``shadow`` (computed and never returned).
+        subject: Pseudonym of the caller, or empty.
+        label: Predicted label.
+        score: Calibrated probability of `label`.
+        abstain: Whether `score` is below the model's threshold.
+        probabilities: Little-endian float16 of all labels in the model's order; empty when not asked for.
+        embedding: Little-endian float16 of the pooled embedding; empty when not asked for.
+        characters: Unicode characters.
+        words: Groups of non-space characters.
+        tokens: Model tokens, special ones included; 0 when unknown.
+        digit_share: Share of characters that are digits.
+        upper_share: Share of letters that are upper case.
+        non_ascii_share: Share of characters outside ASCII.
+        language: ISO 639-1 code, or empty when unsure or not looked at.
+        latency_ms: From the arrival of the request to its answer.
+    """
+
+    request_id: str
+    index: int
+    at: datetime
+    use_case: str
+    version: int
+    route: str
+    subject: str
+    label: str
+    score: float
+    abstain: bool
+    probabilities: bytes
+    embedding: bytes
+    characters: int
+    words: int
+    tokens: int
+    digit_share: float
+    upper_share: float
+    non_ascii_share: float
+    language: str
+    latency_ms: float
+
+
+class Feedback(_Record):
+    """What a person or system says later about one answer. The newest of a source counts."""
+
+    schema_version: Literal[1] = 1
+    feedback_id: str = Field(description="idempotency key: the same id again changes nothing")
+    request_id: str
+    index: int = Field(default=0, ge=0)
+    use_case: str
+    label: str | None = Field(default=None, description="the right label; None withdraws an earlier one")
+    rating: int | None = Field(default=None, ge=-1, le=1, description="-1 bad, 0 neutral, 1 good")
+    source: str = Field(description="who says so: an agent's pseudonym or a system's name")
+    at: Utc
+
+
+class DriftScore(_Record):
+    """One detector on one column of one window against the reference."""
+
+    detector: str
+    column: str
+    family: Literal["input", "embedding", "prediction", "label", "quality"]
+    value: float
+    threshold: float = Field(
+        description="calibrated on the reference; the family-wise false-alarm rate is the policy's"
+    )
+    p_value: float | None = None
+    drifted: bool
+    rows: int = Field(description="rows of the current window that it was computed on")
+
+
+class DriftReport(_Record):
+    """All scores of one window. ``drifted`` is decided family-wise, not by counting scores."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    version: int
+    window_start: Utc
+    window_end: Utc
+    rows: int
+    reference_rows: int
+    reference_digest: str
+    scores: tuple[DriftScore, ...]
+    drifted: bool
+    insufficient: str = Field(default="", description="why the window could not be judged; empty when it was")
+    estimated_accuracy: Metric | None = Field(default=None, description="from confidences, without labels")
+    measured_accuracy: Metric | None = Field(default=None, description="on the rows with feedback labels")
+    reference_accuracy: float | None = None
+    error_rate: float | None = Field(default=None, description="share of requests that failed in the window")
+    latency_p99_ms: float | None = None
+
+
+class Action(StrEnum):
+    NOTHING = "nothing"
+    WARN = "warn"
+    RETRAIN = "retrain"
+    ROLL_BACK = "roll back"
+    ASK = "ask a person"
+
+
+class Decision(_Record):
+    """What follows from a window, and why."""
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    version: int
+    at: Utc
+    action: Action
+    reasons: tuple[str, ...]
+    report_digest: str = ""
