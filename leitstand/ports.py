@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leitstand.types import (
+    Alert,
     Feedback,
     LedgerEntry,
     ModelCandidate,
@@ -21,6 +22,7 @@ from leitstand.types import (
 )
 
 __all__ = [
+    "AlertSink",
     "BlobStore",
     "ExperimentTracker",
     "FeedbackLog",
@@ -196,6 +198,10 @@ class RouteStore(Protocol):
         """Use cases that have a table, sorted."""
         ...
 
+    def revisions(self) -> Mapping[str, int]:
+        """Use case to the revision of its table, in one cheap call: gateways poll it."""
+        ...
+
     def history(self, use_case: str) -> Sequence[RouteTable]:
         """Every revision, oldest first: which versions answered at 14:03, and at which weight."""
         ...
@@ -226,4 +232,24 @@ class FeedbackLog(Protocol):
 
     def entries(self, use_case: str, *, since: datetime | None = None) -> Sequence[Feedback]:
         """In the order of recording."""
+        ...
+
+
+class AlertSink(Protocol):
+    """Tells people or systems about an alert: webhook, e-mail, chat, Alertmanager."""
+
+    @property
+    def name(self) -> str:
+        """Names the sink in the outbox and in logs; holds no secret."""
+        ...
+
+    def send(self, alert: Alert) -> None:
+        """Delivers the alert, within a bounded time; returns when the other side took it.
+
+        Sending the same alert twice is no harm: it carries the same identity. Safe with threads.
+
+        Raises:
+            TransientBackendError: Worth trying later (time-out, refused connection, 429, 5xx).
+            PermanentBackendError: The same alert will be refused again (credentials, address, 4xx).
+        """
         ...

@@ -17,8 +17,10 @@ from leitstand.errors import ConfigurationError
 
 __all__ = [
     "BlobSettings",
+    "GatewaySettings",
     "LineageSettings",
     "LocalSettings",
+    "MonitoringSettings",
     "RegistrySettings",
     "S3Settings",
     "ServingSettings",
@@ -84,6 +86,52 @@ class ServingSettings(_Group):
     workers: int = Field(default=1, ge=1, description="processes per Bento")
     engine: Literal["", "auto", "openvino", "torch"] = Field(default="", description="overrides the use case's choice")
     drain_s: float = Field(default=20.0, ge=0, description="time in-flight requests get after SIGTERM")
+    inference_log: bool = Field(
+        default=False, description="whether Bentos write the inference log; off, because the gateway does"
+    )
+
+
+class MonitoringSettings(_Group):
+    """The inference log, feedback, and the opt-in store of texts."""
+
+    log: str = Field(default="", description="folder or s3:// prefix; empty: a folder below `home`")
+    flush_rows: int = Field(default=5000, ge=1, description="rows after which the buffer is written")
+    flush_s: float = Field(default=5.0, gt=0, description="age of the oldest row at which the buffer is written")
+    buffer_rows: int = Field(default=50_000, ge=1, description="rows kept in memory at most; more are dropped")
+    retention_days: int = Field(default=90, ge=1, description="days that rows are kept")
+    languages_per_s: float = Field(
+        default=50.0, ge=0, description="texts per second whose language is detected; 0: none (0.2 ms of CPU each)"
+    )
+    feedback: str = Field(default="", description="SQLite file; empty: below `home`")
+    keep_texts_days: int = Field(default=0, ge=0, description="days that encrypted raw texts are kept; 0: never kept")
+    texts_key: SecretStr | None = Field(
+        default=None, description="Fernet key of the kept texts; without one, a key file below `home`"
+    )
+
+
+class GatewaySettings(_Group):
+    """The gateway: where it listens, whom it asks, and how much it takes on."""
+
+    host: str = Field(default="127.0.0.1", description="address that the gateway binds to")
+    port: int = Field(default=8080, ge=1, le=65535)
+    routes_uri: str = Field(
+        default="", description="route tables: redis://host:port/db or an SQLite file; empty: SQLite below `home`"
+    )
+    refresh_s: float = Field(default=0.25, gt=0, le=1, description="how often a gateway looks for changed routes")
+    deadline_s: float = Field(
+        default=5.0, gt=0, description="time a request gets; a canary gets half, so that stable can step in"
+    )
+    connect_s: float = Field(default=1.0, gt=0, description="time to open a connection to an upstream")
+    max_in_flight: int = Field(default=512, ge=1, description="requests at once; more are answered 503")
+    max_shadows: int = Field(default=16, ge=0, description="shadow calls at once; more are skipped and counted")
+    max_body_bytes: int = Field(default=2 * 2**20, ge=1, description="larger requests are answered 413")
+    max_texts: int = Field(default=256, ge=1, le=1024, description="texts per `predict` request")
+    log_vectors: bool = Field(
+        default=True, description="ask upstreams that offer them for probabilities and embeddings, for the log"
+    )
+    subject_key: SecretStr | None = Field(
+        default=None, description="key of the pseudonyms of subjects in the log; without one none are logged"
+    )
 
 
 class LocalSettings(_Group):
@@ -110,6 +158,8 @@ class Settings(BaseSettings):
     blobs: BlobSettings = BlobSettings()
     lineage: LineageSettings = LineageSettings()
     serving: ServingSettings = ServingSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    gateway: GatewaySettings = GatewaySettings()
     local: LocalSettings = LocalSettings()
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ Import as ``from tests.fakes import InMemoryTracker``. Each fake passes the same
 adapters (``tests/contracts/``).
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from governance.routes.tables import conflict, stored
 from leitstand.errors import ConflictError, IntegrityError, NotFoundError
 from leitstand.files import digest_file, digest_json
-from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion, utc_now
+from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion, RouteTable, utc_now
 from models.artifact import verify
 from models.ledger import entry_hash
 from models.registry.facts import check_candidate
@@ -22,6 +24,7 @@ from models.registry.wandb_rows import Row
 
 __all__ = [
     "InMemoryRegistry",
+    "InMemoryRouteStore",
     "InMemoryRun",
     "InMemoryTracker",
     "InMemoryWandb",
@@ -304,3 +307,41 @@ class InMemoryWandb:
         if text is not None:
             self.notes[name] = text
         return self.notes.get(name, "")
+
+
+class InMemoryRouteStore:
+    """A `RouteStore` in a dictionary. Set ``down`` to an error to have every call raise it."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[RouteTable]] = {}
+        self.down: Exception | None = None
+        self._lock = threading.Lock()
+
+    def read(self, use_case: str) -> RouteTable | None:
+        self._check()
+        return self.tables[use_case][-1] if use_case in self.tables else None
+
+    def write(self, table: RouteTable, *, expected: int) -> RouteTable:
+        self._check()
+        new = stored(table, expected)
+        with self._lock:
+            kept = self.tables.get(table.use_case, [])
+            if len(kept) != expected:
+                raise conflict(table.use_case, expected, len(kept))
+            self.tables[table.use_case] = [*kept, new]
+        return new
+
+    def names(self) -> Sequence[str]:
+        return sorted(self.revisions())
+
+    def revisions(self) -> Mapping[str, int]:
+        self._check()
+        return {name: len(kept) for name, kept in self.tables.items()}
+
+    def history(self, use_case: str) -> Sequence[RouteTable]:
+        self._check()
+        return list(self.tables.get(use_case, []))
+
+    def _check(self) -> None:
+        if self.down is not None:
+            raise self.down

@@ -220,3 +220,51 @@ def postgres() -> Iterator[PostgresServer]:
             assert registry.names() == []
             server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mlflow'")
             yield server
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A running Redis; each test takes a database of its own, by number."""
+
+    port: int
+    taken: list[int]
+
+    def database(self) -> str:
+        """The URI of an empty database."""
+        self.taken.append(len(self.taken))
+        return f"redis://127.0.0.1:{self.port}/{self.taken[-1]}"
+
+    @staticmethod
+    def client(uri: str) -> Any:
+        """A client that forgets its connection after each command."""
+        import redis
+
+        return redis.Redis.from_url(uri, single_connection_client=False)
+
+
+@contextmanager
+def redis_running(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """`redis-server` on loopback, with an append-only file in `folder`, so that it can be killed and started again."""
+    command = [
+        system_tool("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
+        "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--databases", "256",
+    ]  # fmt: skip
+    with running(command, folder / "log") as process:
+        wait_until(lambda: b"Ready to accept connections" in (folder / "log").read_bytes(), process, folder / "log",
+            "Redis")  # fmt: skip
+        yield process
+
+
+def system_tool(name: str) -> str:
+    """The path of a program of the system; missing ones are installed by `make test`."""
+    found = shutil.which(name)
+    assert found, f"{name} is missing; `make test` installs it"
+    return found
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Redis on a free port."""
+    (port,) = free_ports(1)
+    with redis_running(tmp_path_factory.mktemp("redis"), port):
+        yield RedisServer(port, [])

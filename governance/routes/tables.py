@@ -1,0 +1,70 @@
+"""What every route store checks in the same way, and the first table of a use case."""
+
+from pydantic import ValidationError
+
+from leitstand.errors import ConfigurationError, ConflictError, IntegrityError
+from leitstand.ports import RouteStore
+from leitstand.types import RouteTable, Target, utc_now
+
+__all__ = ["conflict", "ensure_stable", "read_table", "stored"]
+
+
+def stored(table: RouteTable, expected: int) -> RouteTable:
+    """`table` as revision ``expected + 1``.
+
+    Raises:
+        ConfigurationError: A canary share without a canary, or an upstream URL that is not HTTP.
+    """
+    if table.canary is None and table.canary_percent:
+        raise ConfigurationError(
+            f"Routes of '{table.use_case}': {table.canary_percent:g} % for a canary, but there is none",
+            hint="name the canary, or set the share to 0",
+        )
+    for target in (table.stable, table.canary, table.shadow):
+        if target is not None and not target.url.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"Routes of '{table.use_case}': '{target.url}' is no URL of an upstream", hint="write http://host:port"
+            )
+    return table.model_copy(update={"revision": expected + 1})
+
+
+def read_table(record: str | bytes, use_case: str) -> RouteTable:
+    """Reads one stored record.
+
+    Raises:
+        IntegrityError: It is not a route table.
+    """
+    try:
+        return RouteTable.model_validate_json(record)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"The stored routes of '{use_case}' are not readable: {error.errors()[0]['msg']}",
+            hint="restore the store from a backup, or write the table again",
+        ) from error
+
+
+def conflict(use_case: str, expected: int, found: int) -> ConflictError:
+    """The error of a write that came second."""
+    return ConflictError(
+        f"Routes of '{use_case}' are at revision {found}, not {expected}: somebody else changed them",
+        hint="read them again, and decide again",
+    )
+
+
+def ensure_stable(store: RouteStore, use_case: str, target: Target, *, actor: str, reason: str) -> RouteTable:
+    """The table of `use_case`, with `target` as stable when there was none, or when its process was replaced.
+
+    A Bento that is exchanged in place (another version at the URL of stable) becomes stable. Any other table
+    stays as it is: moving traffic is a decision of the rollout.
+    """
+    table = store.read(use_case)
+    if table is None:
+        first = RouteTable(use_case=use_case, stable=target, changed_at=utc_now(), actor=actor, reason=reason)
+        try:
+            return store.write(first, expected=0)
+        except ConflictError:  # another process was first
+            return ensure_stable(store, use_case, target, actor=actor, reason=reason)
+    if table.stable.url == target.url and table.stable.version != target.version:
+        changes = {"stable": target, "changed_at": utc_now(), "actor": actor, "reason": reason}
+        return store.write(table.model_copy(update=changes), expected=table.revision)
+    return table
