@@ -16,6 +16,7 @@ from leitstand.errors import ConfigurationError
 
 __all__ = [
     "Action",
+    "Alert",
     "Decision",
     "Digest",
     "DriftReport",
@@ -23,6 +24,7 @@ __all__ = [
     "Endpoint",
     "EvaluationReport",
     "Feedback",
+    "Finding",
     "GateOutcome",
     "GateReport",
     "GateResult",
@@ -35,6 +37,7 @@ __all__ = [
     "ReliabilityBin",
     "RouteTable",
     "RunRecord",
+    "Severity",
     "Snapshot",
     "SplitInfo",
     "Target",
@@ -113,6 +116,9 @@ class Snapshot(_Record):
     quarantine_file: Path | None = None
     report_html: Path | None = None
     report_json: Path | None = None
+    parent: Digest | None = Field(default=None, description="snapshot that feedback was added to; None: an ingestion")
+    new_labels: tuple[str, ...] = Field(default=(), description="labels that `parent` does not have; they stand last")
+    feedback_report: Path | None = Field(default=None, description="JSON: what became of each source's feedback")
 
 
 class RunRecord(_Record):
@@ -128,6 +134,7 @@ class RunRecord(_Record):
     data_digest: Digest
     base_model: str
     base_digest: Digest
+    warm_start: Digest | None = Field(default=None, description="weights that training started from; None: the base")
     commit: str
     tracking_url: str = Field(
         default="", description="where the tracker keeps the run: a URL, or an offline run's folder"
@@ -185,6 +192,9 @@ class EvaluationReport(_Record):
     )
     reliability: tuple[ReliabilityBin, ...] = ()
     samples: dict[str, int] = Field(default_factory=dict, description="rows or calls that each part was measured on")
+    unknown_labels: tuple[str, ...] = Field(
+        default=(), description="labels of the data that the model cannot predict: it is wrong on all their rows"
+    )
     spec_digest: str = Field(
         default="", description="digest of how it was measured; two reports compare when it is equal"
     )
@@ -438,6 +448,17 @@ class Action(StrEnum):
     ASK = "ask a person"
 
 
+class Finding(StrEnum):
+    """What one window showed; the triage that a `Decision` starts from."""
+
+    UNJUDGED = "too few rows"
+    HEALTHY = "no drift, no loss"
+    HARMLESS = "drift, quality holds"
+    UNCERTAIN = "drift, quality unknown"
+    LOSS = "quality loss"
+    FAILING = "service failing"
+
+
 class Decision(_Record):
     """What follows from a window, and why."""
 
@@ -448,3 +469,28 @@ class Decision(_Record):
     action: Action
     reasons: tuple[str, ...]
     report_digest: str = ""
+    finding: Finding | None = Field(default=None, description="what the window showed; None in records without one")
+    window_start: Utc | None = None
+    window_end: Utc | None = None
+
+
+class Severity(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Alert(_Record):
+    """Something a person should know. ``key`` names the trouble: the same key is the same trouble."""
+
+    schema_version: Literal[1] = 1
+    key: str = Field(description="`USE_CASE/KIND`, stable while the trouble lasts")
+    severity: Severity
+    title: str
+    body: str
+    use_case: str
+    runbook: str = Field(default="", description="URL or path of the page that says what to do")
+    starts_at: Utc
+    resolved: bool = False
+    resolved_at: Utc | None = None
+    notification: int = Field(default=1, ge=1, description="how many times this trouble was told, this time included")

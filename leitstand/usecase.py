@@ -17,18 +17,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from leitstand.errors import ConfigurationError, NotFoundError, bounded
 
 __all__ = [
+    "CanaryMargins",
     "ChampionRule",
     "CounterfactualSpec",
     "DataSpec",
     "DriftSpec",
     "EvaluationSpec",
     "Expectations",
+    "FeedbackSpec",
     "GateSpec",
+    "GoldenSpec",
     "ModelSpec",
+    "RetrainingSpec",
     "RolloutSpec",
     "ServingSpec",
     "TrainingProfile",
     "TrainingSpec",
+    "TrustSpec",
     "UseCase",
     "find",
     "load",
@@ -61,6 +66,19 @@ class Expectations(_Spec):
     min_rows_per_label: int = Field(default=5, ge=1, description="train rows that every label needs")
 
 
+class GoldenSpec(_Spec):
+    """Labelled rows that no model ever sees in training, pinned by digest: the guard against forgetting."""
+
+    file: str = Field(description="CSV with the data's columns, inside the use case's folder")
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="of the file's bytes; another file is refused")
+
+    @model_validator(mode="after")
+    def _local(self) -> Self:
+        if "://" in self.file:
+            raise ValueError("the golden set lies beside usecase.yaml, versioned with the code")
+        return self
+
+
 class DataSpec(_Spec):
     """Where the labelled texts come from. Paths are relative to the use case's folder; ``s3://`` works too."""
 
@@ -71,6 +89,7 @@ class DataSpec(_Spec):
     labels: tuple[str, ...] | str = Field(description="the label set: a list, or a JSON file holding one")
     licence: str = Field(description="SPDX id or name of the data's licence")
     attribution: str = Field(default="", description="who to name, as the licence asks")
+    golden: GoldenSpec | None = None
     expectations: Expectations = Expectations()
 
 
@@ -213,6 +232,19 @@ class ServingSpec(_Spec):
     port: int = Field(default=3000, ge=1, le=65535)
 
 
+class CanaryMargins(_Spec):
+    """How much worse than stable a canary may be, in absolute shares; null: the metric is not judged."""
+
+    errors: Fraction | None = Field(default=0.02, description="share of requests that fail")
+    slow: Fraction | None = Field(default=0.03, description="share of requests slower than `slow_ms`")
+    blocked: Fraction | None = Field(default=0.03, description="share of answers that a guard blocks")
+    negative: Fraction | None = Field(default=0.10, description="share of rated or labelled answers found wrong")
+    doubt: Fraction | None = Field(default=0.05, description="mean of 1 - confidence")
+
+
+CanaryMetric = Literal["errors", "slow", "blocked", "negative", "doubt"]
+
+
 class RolloutSpec(_Spec):
     """Used by the rollout controller; `approval: manual` asks a person before traffic moves."""
 
@@ -220,12 +252,45 @@ class RolloutSpec(_Spec):
     shadow_minutes: int = Field(default=10, ge=0)
     canary_percent: tuple[int, ...] = (1, 5, 25, 50, 100)
     step_deadline: timedelta = timedelta(minutes=30)
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="chance that a whole rollout rolls back a harmless canary, or promotes a harmful one",
+    )
+    min_requests: int = Field(default=50, ge=1, description="canary requests per step before traffic may rise")
+    min_requests_harm: int = Field(
+        default=5, ge=1, description="canary requests before harm may be called proven; guards against one bad burst"
+    )
+    slow_ms: float | None = Field(
+        default=None, gt=0, description="slower counts as `slow`; null: stable's p99 before the rollout"
+    )
+    margins: CanaryMargins = CanaryMargins()
+    prove: tuple[CanaryMetric, ...] = Field(
+        default=("errors", "slow", "doubt"),
+        description="metrics that must be proven within their margin before traffic rises; the others only stop harm",
+    )
+    margin_widening: float = Field(
+        default=5.0,
+        ge=1,
+        description="at small weights a margin is divided by the next weight, at most up to this factor; 1: never",
+    )
+    on_insufficient: Literal["hold", "roll_back", "proceed"] = Field(
+        default="hold", description="when a step's deadline passes undecided; hold keeps the weight and asks a person"
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
         steps = self.canary_percent
         if not steps or steps[-1] != 100 or list(steps) != sorted(set(steps)) or steps[0] < 1:  # noqa: PLR2004
             raise ValueError(f"canary_percent {list(steps)} must rise from at least 1 to 100")
+        return self
+
+    @model_validator(mode="after")
+    def _provable(self) -> Self:
+        loose = [name for name in self.prove if not getattr(self.margins, name)]
+        if loose:
+            raise ValueError(f"prove names {', '.join(loose)}, which needs a margin above 0 in margins")
         return self
 
 
@@ -236,6 +301,83 @@ class DriftSpec(_Spec):
     min_window_rows: int = Field(default=500, ge=1)
     false_alarms_per_month: float = Field(default=1.0, gt=0)
     max_retrains_per_week: int = Field(default=2, ge=0)
+    quality_tolerance: Fraction = Field(
+        default=0.02, description="accuracy may fall this far below the reference before it counts as lost"
+    )
+    large_loss: Fraction = Field(
+        default=0.10, description="a fall proven larger than this is acted on at the first window"
+    )
+    min_labelled_rows: int = Field(
+        default=100, ge=1, description="with fewer feedback labels in the window, accuracy is not called measured"
+    )
+    confirm_windows: int = Field(
+        default=2, ge=1, description="windows in a row that must show a loss before anything is retrained"
+    )
+    cool_down: timedelta = Field(
+        default=timedelta(hours=12), description="after a retraining or a roll back, before the next automatic one"
+    )
+    rollback_within: timedelta = Field(
+        default=timedelta(hours=24), description="a loss this soon after a promotion is blamed on the promotion"
+    )
+    max_error_rate: Fraction = Field(default=0.05, description="share of failed requests that counts as failing")
+    max_latency_p99_ms: float | None = Field(default=None, gt=0, description="p99 that counts as failing; null: none")
+    max_retrain_cost_per_week: float | None = Field(
+        default=None, ge=0, description="in the unit your retrainings report their cost in; null: not limited"
+    )
+
+    @model_validator(mode="after")
+    def _large_is_larger(self) -> Self:
+        if self.large_loss < self.quality_tolerance:
+            raise ValueError(
+                f"large_loss {self.large_loss} must not be below quality_tolerance {self.quality_tolerance}"
+            )
+        return self
+
+
+class TrustSpec(_Spec):
+    """When a source of labels is quarantined: its labels are provably worse than the policy tolerates."""
+
+    alpha: float = Field(
+        default=0.01, gt=0, lt=0.5, description="chance that any honest source is quarantined, over all tests together"
+    )
+    tolerance: Fraction = Field(
+        default=0.2, description="disagreement that is allowed beyond what the model and the other sources show"
+    )
+    min_rows: int = Field(default=10, ge=1, description="labels of a source with which a test begins")
+    top_guesses: int = Field(
+        default=5, ge=1, description="a label outside the model's best guesses, this many, counts as implausible"
+    )
+
+
+class FeedbackSpec(_Spec):
+    """Which labelled feedback becomes training data, and with what weight."""
+
+    half_life: timedelta = Field(
+        default=timedelta(days=30), gt=timedelta(0), description="age at which a row weighs half as much as a new one"
+    )
+    hold_out: Fraction = Field(
+        default=0.2, le=0.5, description="share of texts that go to the test split and are never trained on"
+    )
+    max_source_share: Fraction = Field(
+        default=0.2, gt=0, description="most of base and feedback rows together that one source may contribute"
+    )
+    new_labels: Literal["allow", "ask", "never"] = Field(
+        default="ask", description="labels that the base does not have; ask: only those in `approved_labels`"
+    )
+    approved_labels: tuple[str, ...] = ()
+    min_rows_per_new_label: int = Field(default=20, ge=2, description="trusted rows that a new label needs")
+    new_label_floor: Fraction = Field(
+        default=0.6, description="gate: accuracy on held-out rows of the new labels together"
+    )
+    new_label_min_examples: int = Field(default=10, ge=1, description="held-out rows of new labels that gate needs")
+    trust: TrustSpec = TrustSpec()
+
+
+class RetrainingSpec(_Spec):
+    """How a new version is trained when the loop asks for one."""
+
+    profile: str = Field(default="", description="training profile; empty: the default one")
+    warm_start: bool = Field(default=True, description="start from the champion's weights, not from the base model")
 
 
 class UseCase(_Spec):
@@ -257,8 +399,17 @@ class UseCase(_Spec):
     serving: ServingSpec = ServingSpec()
     rollout: RolloutSpec = RolloutSpec()
     drift: DriftSpec = DriftSpec()
+    feedback: FeedbackSpec = FeedbackSpec()
+    retraining: RetrainingSpec = RetrainingSpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
+
+    @model_validator(mode="after")
+    def _retraining_profile_exists(self) -> Self:
+        chosen = self.retraining.profile
+        if chosen and chosen not in self.training.profiles:
+            raise ValueError(f"retraining.profile '{chosen}' is not one of: {', '.join(self.training.profiles)}")
+        return self
 
     def profile(self, name: str | None = None) -> TrainingProfile:
         """The training profile called `name`, or the default one.
