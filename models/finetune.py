@@ -132,7 +132,7 @@ class _Loop:
         task, workers = self.task, self.task.workers
         state = np.random.SeedSequence([task.seed, self.step, workers.rank]).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(state))
-        scale = float(self._weights[task.train.labels[rows].to(workers.device)].sum())
+        scale = float(self._row_weights(rows).sum())
         mine = rows[workers.rank :: workers.size]
         # A process without rows still takes part in the exchange of gradients, with a loss of weight 0.
         weight = 1.0 if len(mine) else 0.0
@@ -152,11 +152,20 @@ class _Loop:
         labels = self.task.train.labels[rows].to(device)
         with torch.autocast(device.type, self._dtype, enabled=self._dtype is not None):
             scores = self._wrapped(ids, mask)
-        smoothing = self.task.profile.label_smoothing
+        smoothing, weighted = self.task.profile.label_smoothing, self.task.train.weights is not None
         loss = functional.cross_entropy(
-            scores.float(), labels, weight=self._weights, label_smoothing=smoothing, reduction="sum"
-        )
+            scores.float(), labels, weight=self._weights, label_smoothing=smoothing,
+            reduction="none" if weighted else "sum",
+        )  # fmt: skip
+        if self.task.train.weights is not None:
+            loss = (loss * self.task.train.weights[rows].to(device)).sum()
         return loss, (scores.argmax(1) == labels).float().sum()
+
+    def _row_weights(self, rows: np.ndarray) -> Tensor:
+        """(rows,) what each row's loss is multiplied with: its label's weight and its own."""
+        device = self.task.workers.device
+        weights = self._weights[self.task.train.labels[rows].to(device)]
+        return weights if self.task.train.weights is None else weights * self.task.train.weights[rows].to(device)
 
     def _quiet(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         if isinstance(self._wrapped, DistributedDataParallel) and not last:

@@ -30,12 +30,16 @@ def fit_frozen(task: Task) -> Fitted:
     started = time.monotonic()
     features, held_out, resumed = _embed_once(task)
     labels = task.train.labels
-    steps = _fit(task, features, labels, report=True)
+    steps = _fit(task, features, labels, task.train.weights, report=True)
     with torch.no_grad():
         logits = task.model.head.cpu()(held_out)
     _report_validation(task, steps, logits)
     if task.profile.refit:
-        _fit(task, torch.cat([features, held_out]), torch.cat([labels, task.validation.labels]), report=False)
+        weights = None
+        if task.train.weights is not None and task.validation.weights is not None:
+            weights = torch.cat([task.train.weights, task.validation.weights])
+        both = torch.cat([features, held_out]), torch.cat([labels, task.validation.labels])
+        _fit(task, *both, weights, report=False)
     task.model.head.to(task.workers.device)
     return Fitted(logits, steps, time.monotonic() - started, resumed, stopped_early=False)
 
@@ -43,7 +47,7 @@ def fit_frozen(task: Task) -> Fitted:
 def initialise_head(task: Task) -> None:
     """Fits the head on frozen embeddings as a start for training everything (LP-FT, Kumar et al. 2022)."""
     features, _, _ = _embed_once(task)
-    _fit(task, features, task.train.labels, report=False, iterations=100)
+    _fit(task, features, task.train.labels, task.train.weights, report=False, iterations=100)
     task.model.head.to(task.workers.device)
 
 
@@ -56,6 +60,7 @@ def fit_head(
     label_smoothing: float,
     iterations: int,
     report: Callable[[int, float], None],
+    row_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Multinomial logistic regression with a ridge penalty.
 
@@ -69,6 +74,7 @@ def fit_head(
         label_smoothing: Share of the target that is spread over all labels.
         iterations: At most this many.
         report: Called now and then with iterations done and the objective.
+        row_weights: (n,) how much each row counts; None: all the same.
 
     Returns:
         Weight (labels, hidden) and bias (labels,) for features as given, and the iterations taken.
@@ -84,7 +90,7 @@ def fit_head(
     def objective() -> Tensor:
         optimizer.zero_grad()
         logits = torch.addmm(bias, inputs, weight.t())
-        loss = functional.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+        loss = _mean_loss(logits, labels, weights, label_smoothing, row_weights)
         loss = loss + 0.5 * l2 * weight.square().sum()
         loss.backward()
         return loss
@@ -101,7 +107,21 @@ def fit_head(
     return folded, bias.detach() - folded @ mean, done
 
 
-def _fit(task: Task, features: Tensor, labels: Tensor, *, report: bool, iterations: int | None = None) -> int:
+def _mean_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float, row_weights: Tensor | None
+) -> Tensor:
+    if row_weights is None:
+        return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=label_smoothing)
+    losses = functional.cross_entropy(
+        logits, labels, weight=weights, label_smoothing=label_smoothing, reduction="none"
+    )  # fmt: skip
+    return (losses * row_weights).sum() / (weights[labels] * row_weights).sum()
+
+
+def _fit(
+    task: Task, features: Tensor, labels: Tensor, row_weights: Tensor | None, *, report: bool,
+    iterations: int | None = None,
+) -> int:  # fmt: skip
     profile, head = task.profile, task.model.head
 
     def show(done: int, loss: float) -> None:
@@ -118,6 +138,7 @@ def _fit(task: Task, features: Tensor, labels: Tensor, *, report: bool, iteratio
             label_smoothing=profile.label_smoothing,
             iterations=iterations or profile.epochs,
             report=show,
+            row_weights=row_weights,
         )
         if task.workers.leads
         else None

@@ -7,9 +7,9 @@ A snapshot lies in ``HOME/data/USE_CASE/<first 16 hex digits of its digest>/``:
     report.html, report.json      the validation report
     snapshot.json                 `Snapshot`, with paths relative to the folder
 
-The digest covers the label set and the text and label of every kept row in order, and nothing of the
-file format: the same rows as CSV, JSONL or Parquet give the same snapshot. Safe with concurrent
-processes, and after a kill: a snapshot is there complete, or not at all.
+The digest covers the label set and the text and label (and weight, where rows have one) of every kept row
+in order, and nothing of the file format: the same rows as CSV, JSONL or Parquet give the same snapshot.
+Safe with concurrent processes, and after a kill: a snapshot is there complete, or not at all.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from leitstand.types import Snapshot, SplitInfo
 
 __all__ = [
     "SPLITS", "Split", "latest", "load_split", "open_snapshot", "short", "split_digest", "store_snapshot",
-    "write_records",
+    "weight_texts", "write_records",
 ]  # fmt: skip
 
 SPLITS = ("train", "test")
@@ -43,10 +43,15 @@ SHORT = 16
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one split. `labels`: (n,) int64, indices into the snapshot's labels."""
+    """The examples of one split.
+
+    `labels`: (n,) int64, indices into the snapshot's labels. `weights`: (n,) float64, how much each row counts
+    in training, or None when all count the same.
+    """
 
     texts: list[str]
     labels: np.ndarray
+    weights: np.ndarray | None = None
 
 
 def store_snapshot(
@@ -129,8 +134,11 @@ def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     pq.write_table(pa.table(columns, schema=pa.schema({"text": pa.string(), "label": pa.string()})), path)
 
 
-def split_digest(rows: Iterable[tuple[str, str]]) -> str:
-    """``sha256:`` over (text, label) of each row in order; each UTF-8 string follows its length in 8 bytes."""
+def split_digest(rows: Iterable[tuple[str, ...]]) -> str:
+    """``sha256:`` over the strings of each row in order; each, in UTF-8, follows its length in 8 bytes.
+
+    A row is (text, label), or (text, label, weight) with the weight in four decimals.
+    """
     total = hashlib.sha256()
     for row in rows:
         for value in row:
@@ -156,7 +164,7 @@ def open_snapshot(folder: Path) -> Snapshot:
     splits = {name: info.model_copy(update={"path": folder / info.path}) for name, info in snapshot.splits.items()}
     files = {
         name: folder / value
-        for name in ("quarantine_file", "report_html", "report_json")
+        for name in ("quarantine_file", "report_html", "report_json", "feedback_report")
         if (value := getattr(snapshot, name)) is not None
     }
     return snapshot.model_copy(update={"splits": splits, **files})
@@ -189,13 +197,20 @@ def load_split(snapshot: Snapshot, split: str) -> Split:
     info = snapshot.splits[split]
     again = "run `leitstand data validate " + snapshot.use_case + "`"
     try:
-        table = pq.read_table(info.path, columns=["text", "label"])
+        table = pq.read_table(info.path)
+        columns = [table.column(name).to_pylist() for name in ("text", "label")]
     except FileNotFoundError as error:
         raise NotFoundError(f"{info.path} is missing", hint=again) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise IntegrityError(f"{info.path} is damaged: {error}", hint=again) from error
-    texts, names = table.column("text").to_pylist(), table.column("label").to_pylist()
-    if split_digest(zip(texts, names, strict=True)) != info.digest:
+    texts, names = columns
+    weights = table.column("weight").to_numpy() if "weight" in table.column_names else None
+    if split_digest(zip(*columns, *weight_texts(weights), strict=True)) != info.digest:
         raise IntegrityError(f"{info.path} does not match its digest {info.digest}", hint=again)
     index = {label: place for place, label in enumerate(snapshot.labels)}
-    return Split(texts, np.array([index[name] for name in names], dtype=np.int64))
+    return Split(texts, np.array([index[name] for name in names], dtype=np.int64), weights)
+
+
+def weight_texts(weights: np.ndarray | None) -> list[list[str]]:
+    """The third column that `split_digest` takes: nothing, or one list with each weight in four decimals."""
+    return [] if weights is None else [[f"{weight:.4f}" for weight in weights.tolist()]]

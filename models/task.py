@@ -16,10 +16,11 @@ __all__ = ["Fitted", "Labelled", "Task"]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with the index of their label, (n,) int64."""
+    """Texts with the index of their label, (n,) int64, and how much each counts, (n,) float32; None: the same."""
 
     texts: EncodedTexts
     labels: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

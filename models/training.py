@@ -8,9 +8,10 @@ Everything a run needs and leaves lies in ``home/runs/<use case>/<16 digits of t
     tracking.json       the tracker's run id, so that a restart continues the same run
     checkpoints/        while running
 
-The key covers data, base model, profile and seed. The same key again returns the record there is; after a
-kill it resumes. One process at a time works on a key; a second one waits, and finds the first one's result.
-The test split is never read here. Under torchrun or ``accelerate launch``, processes share the work.
+The key covers data, base model, profile, seed, and the weights that a warm start begins with. The same key
+again returns the record there is; after a kill it resumes. One process at a time works on a key; a second
+one waits, and finds the first one's result. The test split is never read here. Under torchrun or
+``accelerate launch``, processes share the work.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from leitstand.ports import ExperimentTracker, TrackedRun
 from leitstand.settings import S3Settings
 from leitstand.types import RunRecord, Snapshot
 from leitstand.usecase import TrainingProfile, UseCase
-from models.artifact import ClassifierConfig, verify
+from models.artifact import ClassifierConfig, read_manifest, verify
 from models.base import BaseModel, resolve_base
 from models.batching import encode
 from models.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood, softmax
@@ -43,6 +44,7 @@ from models.frozen import fit_frozen
 from models.optimization import autocast_dtype, tune_process
 from models.splitting import stratified_split
 from models.task import Fitted, Labelled, Task
+from models.warm_start import load_weights
 
 __all__ = ["train", "training_key"]
 
@@ -50,11 +52,13 @@ ALGORITHM = 1  # raise it when the same key would give other weights
 
 
 def training_key(
-    use_case: UseCase, snapshot: Snapshot, *, profile: str | None, seed: int | None, base_digest: str
-) -> str:
-    """Digest over everything that decides the weights: data, base model, profile, seed, split."""
+    use_case: UseCase, snapshot: Snapshot, *, profile: str | None, seed: int | None, base_digest: str,
+    warm_start: Path | None = None,
+) -> str:  # fmt: skip
+    """Digest over everything that decides the weights: data, base model, profile, seed, split, warm start."""
     return digest_json(
-        {
+        ({"warm_start": verify(warm_start)} if warm_start else {})
+        | {
             "algorithm": ALGORITHM,
             "use_case": use_case.name,
             "data": snapshot.digest,
@@ -79,6 +83,7 @@ def train(
     s3: S3Settings,
     seed: int | None = None,
     progress: ProgressCallback | None = None,
+    warm_start: Path | None = None,
 ) -> RunRecord:
     """Trains, calibrates, and saves a classifier; or returns the finished run of the same key.
 
@@ -92,21 +97,24 @@ def train(
         s3: For a base model behind ``s3://``.
         seed: Replaces the use case's.
         progress: Called with steps done, steps in total, latest numbers; None: a bar when stderr is a terminal.
+        warm_start: Folder of a trained classifier to start from: its encoder, and its head rows of the labels that
+            both know. None: start from the base model.
 
     Raises:
         NotFoundError: No such profile or base model.
-        ConfigurationError: Base model or profile do not work here.
-        IntegrityError: The base weights are damaged.
+        ConfigurationError: Base model or profile do not work here, or the warm start has another architecture.
+        IntegrityError: The base weights, or those of the warm start, are damaged.
         PermanentBackendError: Training diverged, or the disk is full.
     """
     base = resolve_base(use_case.model.base, home=home, s3=s3, folder=use_case.folder)
-    key = training_key(use_case, snapshot, profile=profile, seed=seed, base_digest=base.digest)
+    key = training_key(use_case, snapshot, profile=profile, seed=seed, base_digest=base.digest, warm_start=warm_start)
     folder = home / "runs" / use_case.name / key.removeprefix("sha256:")[:16]
     with open_workers() as workers, _alone(folder, workers):
         finished = workers.share(_finished(folder) if workers.leads else None)
         if finished is not None:
             return finished
-        job = _Job(use_case, snapshot, profile or use_case.training.default_profile, base, folder, commit, workers)
+        name = profile or use_case.training.default_profile
+        job = _Job(use_case, snapshot, name, base, folder, commit, workers, warm_start)
         return job.run(use_case.training.seed if seed is None else seed, key, tracker, progress)
 
 
@@ -122,9 +130,11 @@ class _Job:
         folder: Path,
         commit: str,
         workers: Workers,
+        warm_start: Path | None,
     ) -> None:
         self.use_case, self.snapshot, self.name, self.base = use_case, snapshot, name, base
-        self.folder, self.commit, self.workers = folder, commit, workers
+        self.folder, self.commit, self.workers, self.warm_start = folder, commit, workers, warm_start
+        self.parent = read_manifest(warm_start).digest if warm_start else None
         self.profile: TrainingProfile = use_case.profile(name)
 
     def run(self, seed: int, key: str, tracker: ExperimentTracker, progress: ProgressCallback | None) -> RunRecord:
@@ -138,6 +148,8 @@ class _Job:
                 steps *= -(-len(train.texts) // self.profile.batch_size)
             curves = Curves(self.folder / "curves.csv", run, steps, progress)
             model = build_classifier(self.base.folder, len(self.snapshot.labels), dropout=self.profile.dropout)
+            if self.warm_start:
+                load_weights(model, self.snapshot.labels, self.warm_start)
             model.to(self.workers.device)
             task = Task(model, train, validation, self.profile, seed, self.folder, self.workers, curves)
             try:
@@ -161,7 +173,9 @@ class _Job:
 
         def pick(chosen: Any) -> Labelled:
             texts = [split.texts[row] for row in chosen]
-            return Labelled(encode(self.tokenizer, texts), torch.as_tensor(split.labels[chosen], dtype=torch.int64))
+            weights = None if split.weights is None else torch.as_tensor(split.weights[chosen], dtype=torch.float32)
+            labels = torch.as_tensor(split.labels[chosen], dtype=torch.int64)
+            return Labelled(encode(self.tokenizer, texts), labels, weights)
 
         return pick(rows), pick(held_out)
 
@@ -174,6 +188,7 @@ class _Job:
             "base_model": self.base.name,
             "base_digest": self.base.digest,
             "data_digest": self.snapshot.digest,
+            "warm_start": self.parent or "",
             "training_key": key,
             "commit": self.commit,
             "validation_fraction": self.use_case.training.validation_fraction,
@@ -221,6 +236,7 @@ class _Job:
             data_digest=self.snapshot.digest,
             base_model=self.base.name,
             base_digest=self.base.digest,
+            warm_start=self.parent,
             commit=self.commit,
             tracking_url=run.url,
             metrics=metrics,
