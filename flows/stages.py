@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flows.deploying import Deployer
+from flows.switching import make_stable
 from flows.wiring import Adapters
 from governance import lineage as names
 from leitstand.errors import NotFoundError, ValidationFailed
@@ -267,12 +268,20 @@ def package(adapters: Adapters, use_case: UseCase, version: ModelVersion) -> Ben
 
 
 def deploy(adapters: Adapters, deployer: Deployer, use_case: UseCase, bento: BentoRecord) -> Endpoint:
-    """Runs a Bento as the service of its use case and returns when it is ready."""
+    """Runs a Bento, sends all traffic of its use case there at once, and stops what answered before.
+
+    Raises:
+        ConflictError: A rollout of the use case is not finished; it alone moves traffic.
+    """
     with (
         adapters.lineage.run(f"{use_case.name}.deploy", inputs=[names.bento_dataset(bento.tag)]) as run,
         adapters.lock(f"deploy-{use_case.name}"),
     ):
-        endpoint = deployer.deploy(use_case, tag=bento.tag, version=bento.version)
+        adapters.rollouts.refuse_while_running(use_case.name)
+        endpoint = make_stable(
+            deployer, adapters.routes, use_case,
+            tag=bento.tag, version=bento.version, actor="flow:deploy", reason=f"serves as {bento.tag}",
+        )  # fmt: skip
         run.add_output(names.endpoint_dataset(f"{endpoint.url}/v2/models/{use_case.name}"))
     announce(ServiceDeployed(use_case=use_case.name, version=endpoint.version, tag=endpoint.tag, url=endpoint.url))
     return endpoint

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from flows.rollout_store import RolloutStore, open_rollout_store
 from governance.lineage import Lineage, open_lineage
-from leitstand.ports import ExperimentTracker, ModelRegistry
+from governance.routes.opening import open_route_store
+from leitstand.ports import ExperimentTracker, ModelRegistry, RouteStore
 from leitstand.settings import Settings, apply_environment, load_settings
 from leitstand.usecase import UseCase, find, load
 from models.registry.opening import open_registry
@@ -25,6 +27,8 @@ class Adapters:
     registry: ModelRegistry
     tracker: ExperimentTracker
     lineage: Lineage
+    routes: RouteStore
+    rollouts: RolloutStore
     commit: str
 
     @property
@@ -54,6 +58,8 @@ def wire() -> Adapters:
         registry=open_registry(settings),
         tracker=open_tracker(settings),
         lineage=open_lineage(settings, commit=commit),
+        routes=open_route_store(settings),
+        rollouts=open_rollout_store(settings),
         commit=commit,
     )
 

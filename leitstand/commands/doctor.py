@@ -137,7 +137,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", "nothing is started", "start with `leitstand up`")
         return
     for state in deployer.supervisor.states():
-        endpoint = deployer.current(state.name.removeprefix("bento-"))
+        endpoint = deployer.endpoint_of(state.name)
         if state.state != "running" or (endpoint and not is_ready(endpoint.url)):
             yield Finding("wrong", f"{state.name} is {state.state}, not ready", f"see {state.log}")
         else:

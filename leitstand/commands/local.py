@@ -88,7 +88,7 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
         }
         if state.name == SERVER:
             row |= {"url": f"http://127.0.0.1:{settings.local.prefect_port}", "ready": prefect_is_up(settings)}
-        endpoint = deployer.current(state.name.removeprefix("bento-"))
+        endpoint = deployer.endpoint_of(state.name)
         if endpoint:
             row |= {"url": endpoint.url, "ready": is_ready(endpoint.url), "tag": endpoint.tag}
         rows.append(row | {"log": str(state.log)})
