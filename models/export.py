@@ -1,5 +1,7 @@
 """Exports a trained classifier as one OpenVINO graph: encoder, mean pooling and head, any batch, any length.
 
+Its outputs are the logits and the pooled embedding, which is computed on the way anyway.
+
 The graph takes texts packed into rows (`models.engines.packing`): attention is masked to within a text and
 pooling is a matrix product, so nothing is padded to the longest text. Encoders that take no position ids or
 no 4-D mask give other numbers that way; the export compares with the plain module and falls back to one
@@ -34,10 +36,13 @@ class _PackedGraph(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, segments: Tensor, order: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, segments: Tensor, order: Tensor
+    ) -> tuple[Tensor, Tensor]:
         mask = (segments.unsqueeze(1) == segments.unsqueeze(2)).unsqueeze(1)
         hidden = self.module.encoder(input_ids=input_ids, attention_mask=mask, position_ids=position_ids)[0]
-        return self.module.head(_pool(hidden, segments, order))
+        pooled = _pool(hidden, segments, order)
+        return self.module.head(pooled), pooled
 
 
 class _RowGraph(nn.Module):
@@ -47,9 +52,10 @@ class _RowGraph(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, input_ids: Tensor, segments: Tensor, order: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, segments: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.module.encoder(input_ids=input_ids, attention_mask=(segments >= 0).long())[0]
-        return self.module.head(_pool(hidden, segments, order))
+        pooled = _pool(hidden, segments, order)
+        return self.module.head(pooled), pooled
 
 
 def _pool(hidden: Tensor, segments: Tensor, order: Tensor) -> Tensor:
@@ -100,7 +106,7 @@ def _takes_packed_rows(module: TextEncoderClassifier) -> bool:
     with torch.inference_mode():
         plain = module(torch.from_numpy(single.input_ids), torch.from_numpy((single.segments >= 0).astype("int64")))
         try:
-            packed = _PackedGraph(module)(*_tensors(rows))
+            packed, _ = _PackedGraph(module)(*_tensors(rows))
         except (TypeError, ValueError, RuntimeError, IndexError):
             return False
     return bool(torch.allclose(plain, packed, atol=TOLERANCE))

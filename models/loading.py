@@ -30,13 +30,15 @@ BATCH_TOKENS = 1024
 
 
 class Engine(Protocol):
-    """Token ids to logits. `run` may be called from `concurrency` threads at the same time."""
+    """Token ids to logits. Both methods may be called from `concurrency` threads at the same time."""
 
     name: str
     precision: str
     concurrency: int
 
     def run(self, ids: Sequence[Sequence[int]]) -> FloatArray: ...
+
+    def run_with_embedding(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, FloatArray]: ...
 
 
 @dataclass(frozen=True)

@@ -18,23 +18,30 @@ from services.scheduling import Batch, Item, Limits, Overloaded, Scheduler
 
 __all__ = ["Answer", "Batcher"]
 
+Computed = tuple[Predictions, Sequence[np.ndarray | None] | np.ndarray]
+
 
 @dataclass(slots=True)
 class Answer:
-    """The answer for one text; `probabilities` are in the order of the model's labels."""
+    """The answer for one text; `probabilities` are in the order of the model's labels.
+
+    `embedding` is (hidden,) float32 where the request asked for it.
+    """
 
     label: str
     score: float
     abstain: bool
     probabilities: np.ndarray
+    embedding: np.ndarray | None = None
 
 
 class _Waiter:
     """One request: collects the answers of its texts."""
 
-    __slots__ = ("answers", "future", "missing")
+    __slots__ = ("answers", "embedding", "future", "missing")
 
-    def __init__(self, texts: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, texts: int, loop: asyncio.AbstractEventLoop, embedding: bool) -> None:
+        self.embedding = embedding
         self.answers: list[Answer | None] = [None] * texts
         self.missing = texts
         self.future: asyncio.Future[list[Answer]] = loop.create_future()
@@ -61,8 +68,8 @@ class Batcher:
         self._free = list(range(limits.workers))
         self._timer: asyncio.TimerHandle | None = None
 
-    async def classify(self, ids: Sequence[Sequence[int]]) -> list[Answer]:
-        """Answers for the token ids of one request, in order.
+    async def classify(self, ids: Sequence[Sequence[int]], *, embedding: bool = False) -> list[Answer]:
+        """Answers for the token ids of one request, in order; with the pooled embedding when asked for.
 
         Cancelling the caller takes texts that wait out of the queue.
 
@@ -70,7 +77,7 @@ class Batcher:
             Overloaded: Refused at once, or not computed before its deadline.
         """
         now = time.monotonic()
-        waiter = _Waiter(len(ids), self._loop)
+        waiter = _Waiter(len(ids), self._loop, embedding)
         deadline = now + self.scheduler.limits.deadline_s
         items = [Item(text, deadline, waiter, index) for index, text in enumerate(ids)]
         self.scheduler.admit(items, now)
@@ -120,15 +127,19 @@ class Batcher:
     def _compute(self, worker: int, batch: Batch) -> None:
         """On a worker thread."""
         start = time.monotonic()
-        outcome: Future[Predictions] = Future()
+        outcome: Future[Computed] = Future()
+        ids = [item.ids for item in batch.items]
         try:
-            logits = self.classifier.backend.run([item.ids for item in batch.items])
-            outcome.set_result(self.classifier.decide(logits))
+            if any(item.owner.embedding for item in batch.items):  # type: ignore[union-attr]
+                logits, vectors = self.classifier.backend.run_with_embedding(ids)
+            else:
+                logits, vectors = self.classifier.backend.run(ids), [None] * len(ids)
+            outcome.set_result((self.classifier.decide(logits), vectors))
         except Exception as error:  # an engine's fault must reach the waiting requests, whatever it is
             outcome.set_exception(error)
         self._loop.call_soon_threadsafe(self._done, worker, batch, outcome, time.monotonic() - start)
 
-    def _done(self, worker: int, batch: Batch, outcome: "Future[Predictions]", seconds: float) -> None:
+    def _done(self, worker: int, batch: Batch, outcome: "Future[Computed]", seconds: float) -> None:
         self.scheduler.finish(worker, seconds)
         self._free.append(worker)
         self._dispatch()
@@ -140,9 +151,9 @@ class Batcher:
             for item in batch.items:
                 item.owner.fail(error)  # type: ignore[union-attr]
             return
-        made = outcome.result()
-        rows = zip(
-            batch.items, made.labels, made.scores.tolist(), made.abstain.tolist(), made.probabilities, strict=True
-        )
-        for item, label, score, abstain, probabilities in rows:
-            item.owner.put(item.index, Answer(label, score, abstain, probabilities))  # type: ignore[union-attr]
+        made, vectors = outcome.result()
+        answers = map(
+            Answer, made.labels, made.scores.tolist(), made.abstain.tolist(), made.probabilities, vectors
+        )  # fmt: skip
+        for item, answer in zip(batch.items, answers, strict=True):
+            item.owner.put(item.index, answer)  # type: ignore[union-attr]

@@ -1,7 +1,8 @@
 """The Open Inference Protocol's request and response for one text classifier, without any transport.
 
 Reads JSON, and the binary tensor extension that Triton's clients use; writes either. Input ``text`` BYTES
-[n] or [n, 1]; outputs ``label`` BYTES, ``score`` FP32, ``abstain`` BOOL, each [n].
+[n] or [n, 1]; outputs ``label`` BYTES, ``score`` FP32, ``abstain`` BOOL, each [n]; when asked for by name
+also ``probabilities`` FP32 [n, labels] and ``embedding`` FP32 [n, hidden].
 """
 
 import struct
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
 from services.batching import Answer
@@ -17,7 +19,8 @@ from services.errors import bad_request, too_large
 __all__ = ["OUTPUTS", "InferRequest", "decode_request", "encode_response"]
 
 OUTPUTS = ("label", "score", "abstain")
-DATATYPES = {"label": "BYTES", "score": "FP32", "abstain": "BOOL"}
+VECTORS = ("probabilities", "embedding")
+DATATYPES = {"label": "BYTES", "score": "FP32", "abstain": "BOOL", "probabilities": "FP32", "embedding": "FP32"}
 MAX_TEXTS = 1024
 
 
@@ -67,11 +70,14 @@ def encode_response(
     model: str, version: str, request: InferRequest, answers: Sequence[Answer]
 ) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part when tensors follow in binary."""
-    shape = [len(answers)]
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for name, binary in request.outputs.items():
-        values = [getattr(answer, name) for answer in answers]
+        values: Any = [getattr(answer, name) for answer in answers]
+        shape = [len(answers)]
+        if name in VECTORS:
+            matrix = np.stack(values).astype("<f4", copy=False)
+            shape, values = list(matrix.shape), matrix.ravel()
         tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": shape}
         if binary:
             raw = _pack(name, values)
@@ -83,7 +89,7 @@ def encode_response(
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if request.request_id is not None:
         document["id"] = request.request_id
-    head = orjson.dumps(document)
+    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
@@ -167,12 +173,14 @@ def _wanted(document: dict[str, Any]) -> dict[str, bool]:
     for output in wanted:
         name = output.get("name") if type(output) is dict else None
         if name not in DATATYPES:
-            raise bad_request(f"unknown output {name!r}; outputs are {', '.join(OUTPUTS)}")
+            raise bad_request(f"unknown output {name!r}; outputs are {', '.join(DATATYPES)}")
         chosen[name] = bool(_parameters(output).get("binary_data", default))
     return chosen
 
 
-def _pack(name: str, values: list[Any]) -> bytes:
+def _pack(name: str, values: Any) -> bytes:
+    if name in VECTORS:
+        return values.tobytes()
     if name == "score":
         return struct.pack(f"<{len(values)}f", *values)
     if name == "abstain":

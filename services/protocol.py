@@ -18,7 +18,7 @@ from leitstand import __version__
 from models.bento_manifest import ServingManifest
 from services.batching import Answer, Batcher
 from services.errors import JSON, HttpError, Response, bad_request, error_response, not_found, too_large
-from services.inference_protocol import DATATYPES, OUTPUTS, decode_request, encode_response
+from services.inference_protocol import DATATYPES, decode_request, encode_response
 from services.metrics import LATENCY, REQUESTS, SHED
 from services.scheduling import Overloaded
 
@@ -56,7 +56,7 @@ class Protocol:
         """Starts to answer."""
         base = f"/v2/models/{manifest.use_case}"
         bases = (base, f"{base}/versions/{manifest.version}")
-        metadata = orjson.dumps(_metadata(manifest))
+        metadata = orjson.dumps(_metadata(manifest, len(batcher.classifier.config.labels)))
         ready = orjson.dumps({"name": manifest.use_case, "ready": True})
         self._infer_paths = frozenset(f"{path}/infer" for path in bases)
         for path in bases:
@@ -166,7 +166,7 @@ class Protocol:
         body = await _read(receive, self._max_body)
         request = decode_request(body, json_bytes, manifest.max_text_bytes)
         ids = await self._encode(batcher, request.texts)
-        answers = await _watched(batcher, ids, receive)
+        answers = await _watched(batcher, ids, receive, embedding="embedding" in request.outputs)
         content, head = encode_response(manifest.use_case, str(manifest.version), request, answers)
         if head is None:
             return 200, [JSON], content
@@ -209,11 +209,11 @@ class _Gone(Exception):
     """The client closed the connection."""
 
 
-async def _watched(batcher: Batcher, ids: list[list[int]], receive: Receive) -> list[Answer]:
+async def _watched(batcher: Batcher, ids: list[list[int]], receive: Receive, *, embedding: bool) -> list[Answer]:
     """Classifies; when the wait will be long, gives up as soon as the client goes away."""
     if batcher.scheduler.wait_s() < WATCH_AFTER_S:
-        return await batcher.classify(ids)
-    answer = asyncio.ensure_future(batcher.classify(ids))
+        return await batcher.classify(ids, embedding=embedding)
+    answer = asyncio.ensure_future(batcher.classify(ids, embedding=embedding))
     gone = asyncio.ensure_future(receive())
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -261,11 +261,12 @@ def _number(name: bytes, value: bytes) -> int:
     return int(value)
 
 
-def _metadata(manifest: ServingManifest) -> dict[str, Any]:
+def _metadata(manifest: ServingManifest, labels: int) -> dict[str, Any]:
+    shapes = {"probabilities": [-1, labels], "embedding": [-1, -1]}
     return {
         "name": manifest.use_case,
         "versions": [str(manifest.version)],
         "platform": f"leitstand_{manifest.engine}",
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": name, "datatype": DATATYPES[name], "shape": [-1]} for name in OUTPUTS],
+        "outputs": [{"name": name, "datatype": DATATYPES[name], "shape": shapes.get(name, [-1])} for name in DATATYPES],
     }

@@ -14,7 +14,7 @@ from leitstand.files import digest_file, digest_json
 
 __all__ = ["Export", "ir_folder", "is_current", "read_export", "source_digest"]
 
-FORMAT = 1
+FORMAT = 2  # 2: the pooled embedding is a second output
 SOURCES = ("config.json", "model.safetensors")
 
 

@@ -19,6 +19,8 @@ from models.engines.packing import ROW_TOKENS, pack
 
 __all__ = ["OpenVinoEngine", "has_native_bf16"]
 
+FloatArray = npt.NDArray[np.float32]
+
 
 def has_native_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
@@ -62,13 +64,21 @@ class OpenVinoEngine:
         for _ in range(self.concurrency):
             self.run([[0, 0]])
 
-    def run(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def run(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Logits (n, labels) of one batch. Blocks without holding the interpreter lock."""
+        return self._infer(ids, (0,))[0]
+
+    def run_with_embedding(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, FloatArray]:
+        """Logits (n, labels) and pooled embeddings (n, hidden) of one batch, as `run`."""
+        logits, embedding = self._infer(ids, (0, 1))
+        return logits, embedding
+
+    def _infer(self, ids: Sequence[Sequence[int]], outputs: Sequence[int]) -> list[FloatArray]:
         packed = pack(ids, row_tokens=self._row_tokens)
         request = self._idle.get()
         try:
             request.infer({port: getattr(packed, name) for name, port in self._inputs}, share_inputs=True)
-            return request.get_output_tensor(0).data.copy()
+            return [request.get_output_tensor(output).data.copy() for output in outputs]
         finally:
             self._idle.put(request)
 

@@ -13,6 +13,8 @@ from models.engines.cpus import available_cpus
 
 __all__ = ["TorchEngine"]
 
+FloatArray = npt.NDArray[np.float32]
+
 
 class TorchEngine:
     """Logits of token ids. One call at a time uses all threads, or the GPU.
@@ -39,8 +41,12 @@ class TorchEngine:
         module, _ = load_classifier_module(model_dir)
         self._module = module.to(self._device)
 
-    def run(self, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def run(self, ids: Sequence[Sequence[int]]) -> FloatArray:
         """Logits (n, labels) of one batch, padded to its longest text."""
+        return self.run_with_embedding(ids)[0]
+
+    def run_with_embedding(self, ids: Sequence[Sequence[int]]) -> tuple[FloatArray, FloatArray]:
+        """Logits (n, labels) and pooled embeddings (n, hidden) of one batch."""
         width = max(len(text) for text in ids)
         tokens = np.zeros((len(ids), width), np.int64)
         mask = np.zeros_like(tokens)
@@ -49,5 +55,8 @@ class TorchEngine:
             mask[row, : len(text)] = 1
         bf16 = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            logits = self._module(torch.from_numpy(tokens).to(self._device), torch.from_numpy(mask).to(self._device))
-        return logits.float().cpu().numpy()
+            pooled = self._module.embed(
+                torch.from_numpy(tokens).to(self._device), torch.from_numpy(mask).to(self._device)
+            )
+            logits = self._module.head(pooled)
+        return logits.float().cpu().numpy(), pooled.float().cpu().numpy()

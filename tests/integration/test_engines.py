@@ -32,6 +32,19 @@ def test_openvino_agrees_with_torch(model_dir: Path, reference: Classifier, prec
     np.testing.assert_allclose(served.logits(TEXTS), reference.logits(TEXTS), atol=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_pooled_embedding_comes_with_the_same_logits(
+    model_dir: Path, reference: Classifier, precision: str
+) -> None:
+    served = open_classifier(model_dir, engine="openvino", precision=precision, threads=1)
+    ids = served.encode(TEXTS)
+    logits, embedding = served.backend.run_with_embedding(ids)
+    np.testing.assert_array_equal(logits, served.backend.run(ids))
+    _, expected = reference.backend.run_with_embedding(ids)
+    assert embedding.dtype == np.float32
+    np.testing.assert_allclose(embedding, expected, atol=1e-4 if precision == "fp32" else 0.1)
+
+
 def test_answers_do_not_depend_on_the_neighbours_or_the_order(model_dir: Path) -> None:
     served = open_classifier(model_dir, engine="openvino", threads=2)
     together = served.logits(TEXTS * 20)

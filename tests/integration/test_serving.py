@@ -123,6 +123,26 @@ def conforms(document: Any, schema: str) -> None:
         assert document["error"], "the specification requires a message"
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_probabilities_and_embeddings_come_when_asked_for(url: str, classifier: Classifier, binary: bool) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(url.removeprefix("http://"))
+    tensor = triton.InferInput("text", [len(TEXTS)], "BYTES")
+    tensor.set_data_from_numpy(np.array(TEXTS, dtype=object), binary_data=binary)
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("embedding", "label", "probabilities")]
+    result = client.infer("support", [tensor], outputs=wanted)
+    _, expected = classifier.backend.run_with_embedding(classifier.encode(TEXTS))
+    np.testing.assert_allclose(result.as_numpy("embedding"), expected, atol=1e-4)
+    np.testing.assert_allclose(result.as_numpy("probabilities"), classifier.predict(TEXTS).probabilities, atol=1e-5)
+    client.close()
+
+
+def test_metadata_names_the_outputs_that_can_be_asked_for(url: str, classifier: Classifier) -> None:
+    outputs = httpx.get(f"{url}/v2/models/support").json()["outputs"]
+    assert [output["name"] for output in outputs] == ["label", "score", "abstain", "probabilities", "embedding"]
+    assert outputs[3]["shape"] == [-1, len(classifier.config.labels)]
+
+
 def test_tritons_client_works_unchanged(url: str, classifier: Classifier) -> None:
     triton = pytest.importorskip("tritonclient.http")
     client = triton.InferenceServerClient(url.removeprefix("http://"))

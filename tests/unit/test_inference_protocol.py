@@ -36,6 +36,17 @@ def test_json_texts_are_read() -> None:
     assert request.outputs == {"label": False, "score": False, "abstain": False}
 
 
+@pytest.mark.parametrize("binary_data", [False, True])
+def test_vectors_travel_row_by_row(binary_data: bool) -> None:
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": binary_data}}]
+    raw = json.dumps({**json.loads(body("a", "b")), "outputs": outputs}).encode()
+    content, head = encode_response("support", "7", decode_request(raw, None, 100), ANSWERS)
+    (tensor,) = json.loads(content[:head])["outputs"]
+    assert (tensor["datatype"], tensor["shape"]) == ("FP32", [2, 2])
+    values = np.frombuffer(content[head:], "<f4").tolist() if binary_data else tensor["data"]
+    assert values == [0.75, 0.25, 0.5, 0.5]
+
+
 def test_binary_texts_are_read() -> None:
     raw, head = binary("ü".encode(), b"card")
     request = decode_request(raw, head, 1000)
