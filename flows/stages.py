@@ -42,6 +42,7 @@ from leitstand.usecase import UseCase
 from models.packaging import BentoRecord
 
 __all__ = [
+    "champion_folder",
     "deploy",
     "evaluate",
     "evaluation_folder",
@@ -90,8 +91,9 @@ def train(
     profile: str | None = None,
     seed: int | None = None,
     progress: Progress | None = None,
+    warm_start: Path | None = None,
 ) -> RunRecord:
-    """Trains on a snapshot, or returns the finished run with the same inputs.
+    """Trains on a snapshot, or returns the finished run with the same inputs; `warm_start`: folder of the champion.
 
     Raises:
         ConfigurationError: A gate names a metric or slice that will not be measured; better known before training.
@@ -111,6 +113,7 @@ def train(
             s3=adapters.settings.s3,
             seed=seed,
             progress=progress,
+            warm_start=warm_start,
         )
         run.add_output(names.run_dataset(record))
     announce(
@@ -145,6 +148,8 @@ def _measure(
     model_dir: Path,
     weights_digest: str,
     model: names.Dataset,
+    *,
+    other_labels: bool = False,
 ) -> EvaluationReport:
     from models import evaluation
 
@@ -157,7 +162,7 @@ def _measure(
         if file.is_file():
             report = EvaluationReport.model_validate_json(file.read_bytes())
         else:
-            report = evaluation.evaluate(use_case, snapshot, model_dir, out=out)
+            report = evaluation.evaluate(use_case, snapshot, model_dir, out=out, other_labels=other_labels)
         run.add_output(names.file_dataset(file))
     return report
 
@@ -197,7 +202,9 @@ def gate(
         with adapters.lock(f"champion-{use_case.name}"):
             folder = _fetched(adapters, champion)
         source = names.model_dataset(champion.ref)
-        champion_report = _measure(adapters, use_case, snapshot, folder, champion.weights_digest, source)
+        champion_report = _measure(
+            adapters, use_case, snapshot, folder, champion.weights_digest, source, other_labels=True
+        )
     verdict = gates.decide(
         use_case,
         report,
@@ -288,7 +295,13 @@ def deploy(adapters: Adapters, deployer: Deployer, use_case: UseCase, bento: Ben
 
 
 def promote(
-    adapters: Adapters, version: ModelVersion, verdict: GateReport | None, *, alias: str, reason: str
+    adapters: Adapters,
+    version: ModelVersion,
+    verdict: GateReport | None,
+    *,
+    alias: str,
+    reason: str,
+    actor: str = "flow:lifecycle",
 ) -> LedgerEntry | None:
     """Points an alias at a version whose gates passed; None when it points there already.
 
@@ -301,13 +314,22 @@ def promote(
     with adapters.lock(f"alias-{version.name}"):
         if alias in adapters.registry.get(version.ref).aliases:
             return None
-        entry = move(adapters.registry, version.ref, alias, gate_report=verdict, actor="flow:lifecycle", reason=reason)
+        entry = move(adapters.registry, version.ref, alias, gate_report=verdict, actor=actor, reason=reason)
     announce(
         AliasMoved(
             use_case=version.name, alias=alias, version=entry.version, previous=entry.previous, actor=entry.actor
         )
     )
     return entry
+
+
+def champion_folder(adapters: Adapters, name: str) -> Path | None:
+    """Folder of the champion's model, verified, to start a training from; None: there is no champion yet."""
+    champion = _champion(adapters, name)
+    if champion is None:
+        return None
+    with adapters.lock(f"champion-{name}"):
+        return _fetched(adapters, champion)
 
 
 def _champion(adapters: Adapters, name: str) -> ModelVersion | None:

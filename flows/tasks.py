@@ -81,6 +81,7 @@ def _train_key(_: TaskRunContext, parameters: dict[str, Any]) -> str:
         profile=parameters["profile"],
         seed=parameters["seed"],
         base_digest=base.digest,
+        warm_start=parameters["warm_start"],
     )
     return f"train-{key}"
 
@@ -128,13 +129,16 @@ def ingest_task(name: str) -> Snapshot:
 
 
 @task(name="train", cache_key_fn=_train_key, task_run_name="train {name} ({profile})", **CACHED)
-def train_task(name: str, snapshot: Snapshot, profile: str, seed: int | None) -> RunRecord:
-    """Trains, showing progress in the UI."""
+def train_task(
+    name: str, snapshot: Snapshot, profile: str, seed: int | None, warm_start: Path | None = None
+) -> RunRecord:
+    """Trains, showing progress in the UI; `warm_start`: folder of the model to start from."""
     adapters = wire()
     use_case = adapters.use_case(name)
     record = stages.train(
-        adapters, use_case, snapshot, profile=profile, seed=seed, progress=_progress(f"{name}-training")
-    )
+        adapters, use_case, snapshot, profile=profile, seed=seed, progress=_progress(f"{name}-training"),
+        warm_start=warm_start,
+    )  # fmt: skip
     create_table_artifact(
         key=f"{name}-training-run",
         table=[{"metric": key, "value": round(value, 5)} for key, value in sorted(record.metrics.items())],

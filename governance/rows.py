@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNKNOWN_LABEL = "unknown_label"
     CONFLICTING_LABEL = "conflicting_label"
     ALSO_IN_TEST = "also_in_test"
+    ALSO_IN_GOLDEN = "also_in_golden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,14 @@ def _character_defect(text: str) -> tuple[Reason, str] | None:
     return None
 
 
-def sort_rows(sources: Iterable[Source], labels: Sequence[str], expectations: Expectations) -> Sorted:
+def sort_rows(
+    sources: Iterable[Source], labels: Sequence[str], expectations: Expectations, golden: Sequence[Row] = ()
+) -> Sorted:
     """Sorts the rows of all splits into kept, quarantined and leaked; order is kept.
 
     A text that carries two labels within its split is quarantined with all its rows. A train row whose
-    normalised text also stands in the kept test rows is `leaked`: it leaves train, so that test stays
-    as published and honest.
+    normalised text also stands in the kept test rows, or in `golden`, is `leaked`: it leaves train, so that
+    test stays as published and honest.
     """
     known = frozenset(labels)
     kept: dict[str, list[Row]] = {}
@@ -166,7 +169,10 @@ def sort_rows(sources: Iterable[Source], labels: Sequence[str], expectations: Ex
         quarantined += conflicting
     leaked: list[Quarantined] = []
     if "train" in kept and "test" in kept:
-        kept["train"], leaked = _without_leaked(kept["train"], kept["test"])
+        kept["train"], leaked = _without_leaked(kept["train"], kept["test"], Reason.ALSO_IN_TEST)
+    if golden and "train" in kept:
+        kept["train"], more = _without_leaked(kept["train"], golden, Reason.ALSO_IN_GOLDEN)
+        leaked += more
     return Sorted(kept, sorted(quarantined, key=lambda item: (item.split, item.number)), leaked)
 
 
@@ -185,15 +191,16 @@ def _without_conflicts(split: str, rows: list[Row]) -> tuple[list[Row], list[Qua
     return kept, conflicting
 
 
-def _without_leaked(train: list[Row], test: list[Row]) -> tuple[list[Row], list[Quarantined]]:
-    numbers = {normalise(row.text or ""): row.number for row in reversed(test)}
+def _without_leaked(train: list[Row], held_out: Sequence[Row], reason: Reason) -> tuple[list[Row], list[Quarantined]]:
+    numbers = {normalise(row.text or ""): row.number for row in reversed(held_out)}
+    place = "test" if reason is Reason.ALSO_IN_TEST else "golden"
     kept, leaked = [], []
     for row in train:
         number = numbers.get(normalise(row.text or ""))
         if number is None:
             kept.append(row)
         else:
-            leaked.append(_set_aside("train", row, Reason.ALSO_IN_TEST, f"test row {number} holds the same text"))
+            leaked.append(_set_aside("train", row, reason, f"{place} row {number} holds the same text"))
     return kept, leaked
 
 

@@ -31,11 +31,12 @@ class Validation:
 
 
 def validate(
-    use_case: str, spec: DataSpec, sources: Sequence[Source], labels: Sequence[str], *, source_digest: str
-) -> Validation:
+    use_case: str, spec: DataSpec, sources: Sequence[Source], labels: Sequence[str], *, source_digest: str,
+    golden: Sequence[Row] = (),
+) -> Validation:  # fmt: skip
     """Sorts the rows and checks every expectation. Bad data does not raise: the report says `passed=False`."""
     results = check_columns(sources, spec)
-    rows = sort_rows(sources, labels, spec.expectations)
+    rows = sort_rows(sources, labels, spec.expectations, golden)
     languages: dict[str, list[str | None]] = {source.split: [] for source in sources}
     if all(result.passed for result in results):
         languages = {split: _languages(kept, spec.expectations) for split, kept in rows.kept.items()}

@@ -18,6 +18,7 @@ from leitstand.settings import S3Settings
 from leitstand.types import Snapshot
 from leitstand.usecase import UseCase
 from models.data_sources import read_bytes, read_labels, read_source
+from models.golden import load_golden
 from models.snapshots import SPLITS, Split, latest, load_split, open_snapshot, short, store_snapshot, write_records
 
 __all__ = ["Split", "ingest", "latest", "load_split", "open_snapshot", "source_digest"]
@@ -40,6 +41,7 @@ def ingest(use_case: UseCase, *, home: Path, s3: S3Settings) -> Snapshot:
         ValidationFailed: The data breaks its expectations; `failures` names each, and the hint the report's page.
         NotFoundError: A source does not exist.
         ConfigurationError: The data section of the use case is wrong.
+        IntegrityError: The golden set is not the pinned one.
     """
     folder = home / "data" / use_case.name
     data = {split: read_bytes(_uri(use_case, split), s3) for split in SPLITS}
@@ -50,7 +52,10 @@ def ingest(use_case: UseCase, *, home: Path, s3: S3Settings) -> Snapshot:
     except ValidationFailed as error:
         report = unreadable_report(use_case.name, use_case.data, error.failures, key)
         raise _rejected(folder, report, [], error.hint) from error
-    validation = validate(use_case.name, use_case.data, sources, labels, source_digest=key)
+    golden = load_golden(use_case)
+    validation = validate(
+        use_case.name, use_case.data, sources, labels, source_digest=key, golden=golden.rows if golden else ()
+    )
     lines = _quarantine_lines(validation)
     if not validation.report.passed:
         raise _rejected(folder, validation.report, lines, None)

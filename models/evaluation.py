@@ -20,6 +20,7 @@ from leitstand.types import EvaluationReport, Snapshot, utc_now
 from leitstand.usecase import UseCase
 from models import artifact, metrics, probes
 from models.data import load_split
+from models.golden import load_golden
 from models.loading import open_classifier
 from models.measurement import Samples, measure
 
@@ -38,6 +39,7 @@ def evaluate(
     split: Literal["train", "test"] = "test",
     engine: str = "auto",
     samples: Samples | None = None,
+    other_labels: bool = False,
 ) -> EvaluationReport:
     """Measures the model in `model_dir` and writes its answers below `out`.
 
@@ -51,19 +53,25 @@ def evaluate(
         split: Which split to measure on.
         engine: ``auto`` takes the use case's serving engine.
         samples: Sizes of the probes.
+        other_labels: Measure a model whose label set is another one, as a champion's is when feedback brought new
+            labels: it is wrong on rows of labels that it does not have. False: such a model is refused.
 
     Raises:
-        IntegrityError: A file of the model does not match its manifest.
+        IntegrityError: A file of the model, or the golden set, does not match its digest.
         ConfigurationError: Model and data have different labels.
         NotFoundError: The split has no rows.
     """
     digest = artifact.verify(model_dir)
     engine = use_case.serving.engine if engine == "auto" else engine
     classifier = open_classifier(model_dir, engine=engine, precision=use_case.serving.precision)
-    order = _label_order(classifier.config.labels, snapshot.labels)
+    names, order = _label_order(classifier.config.labels, snapshot.labels, other_labels=other_labels)
     rows = load_split(snapshot, split)
     samples = samples or Samples()
-    book, answers = measure(use_case, rows.texts, rows.labels, snapshot.labels, classifier, order, samples)
+    golden = load_golden(use_case)
+    book, answers = measure(
+        use_case, rows.texts, rows.labels, names, classifier, order, samples,
+        golden=golden.known(snapshot.labels) if golden else None, new_labels=snapshot.new_labels,
+    )  # fmt: skip
     sealed = artifact.read_manifest(model_dir).files  # graphs that an engine caches beside them do not count
     book.add("size_mb", sum(file.bytes for file in sealed.values()) / 1e6, 1)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,11 +83,12 @@ def evaluate(
         evaluated_at=utc_now(),
         engine=classifier.engine,
         metrics=tuple(book.metrics),
-        predictions=_write_predictions(out, snapshot.labels, rows.labels, answers),
-        confusion=_write_confusion(out, snapshot.labels, rows.labels, answers),
+        predictions=_write_predictions(out, names, rows.labels, answers),
+        confusion=_write_confusion(out, names, rows.labels, answers),
         units=_write_units(out, book),
         reliability=metrics.reliability(answers.scores, answers.predicted == rows.labels),
         samples=book.samples,
+        unknown_labels=tuple(name for name, place in zip(names, order, strict=True) if place < 0),
         spec_digest=method_digest(use_case, samples),
     )
     write_report(report, out)
@@ -92,7 +101,8 @@ def method_digest(use_case: UseCase, samples: Samples | None = None) -> str:
     Together with the digests of weights and data, a key under which an evaluation may be cached.
     """
     spec = use_case.evaluation.model_dump(mode="json")
-    return digest_json([_METHOD, vars(samples or Samples()), spec, use_case.serving.precision])
+    golden = [use_case.data.golden.digest] if use_case.data.golden else []
+    return digest_json([_METHOD, vars(samples or Samples()), spec, use_case.serving.precision, *golden])
 
 
 def write_report(report: EvaluationReport, out: Path) -> Path:
@@ -100,17 +110,23 @@ def write_report(report: EvaluationReport, out: Path) -> Path:
     return write_text(out / "evaluation.json", report.model_dump_json(indent=1))
 
 
-def _label_order(model: tuple[str, ...], data: tuple[str, ...]) -> np.ndarray:
-    """Where each label of the data stands among the model's logits."""
+def _label_order(
+    model: tuple[str, ...], data: tuple[str, ...], *, other_labels: bool
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The labels of the data and then those of the model alone, and where each stands among the model's logits.
+
+    -1: the model does not have it.
+    """
     only = {"data": sorted(set(data) - set(model)), "model": sorted(set(model) - set(data))}
-    if any(only.values()):
+    if any(only.values()) and not (other_labels and set(data) & set(model)):
         parts = [f"{len(names)} only in the {side} ({bounded(names)})" for side, names in only.items() if names]
         raise ConfigurationError(
             f"Model and data have different labels: {', '.join(parts)}",
             hint="train the model on this data set, or evaluate it on the one it was trained on",
         )
     place = {name: index for index, name in enumerate(model)}
-    return np.array([place[name] for name in data], dtype=np.int64)
+    names = data + tuple(name for name in model if name not in data)
+    return names, np.array([place.get(name, -1) for name in names], dtype=np.int64)
 
 
 def _write_predictions(out: Path, names: tuple[str, ...], labels: np.ndarray, given: probes.Answers) -> Path:
@@ -132,6 +148,8 @@ def _write_units(out: Path, book: probes.Book) -> Path:
         "unit": np.concatenate([units.ids for units in book.units.values()]),
         "value": np.concatenate([units.values for units in book.units.values()]),
     }
+    unknown = np.fromiter(book.unknown, np.int64, len(book.unknown))
+    columns["known"] = ~np.isin(columns["unit"], unknown)
     return _write_parquet(out / "units.parquet", pa.table(columns))
 
 

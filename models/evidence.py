@@ -1,6 +1,6 @@
 """The answers behind an evaluation report, read back for paired tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ class Evidence:
         answered: (n,) float64, 1 where the model did not abstain.
         count: Number of different labels.
         units: Per (metric, slice): unit ids and values, ordered by id.
+        unknown: Ids of units (a row's number is its id) whose true label the model cannot predict.
     """
 
     labels: np.ndarray
@@ -34,6 +35,12 @@ class Evidence:
     answered: np.ndarray
     count: int
     units: dict[tuple[str, str | None], tuple[np.ndarray, np.ndarray]]
+    unknown: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def rows(self, chosen: np.ndarray) -> "Evidence":
+        """The answers to some rows, (k,) int64; units stay as they are."""
+        parts = {name: getattr(self, name)[chosen] for name in ("labels", "predicted", "scores", "answered")}
+        return replace(self, **parts)
 
     def statistic(self, metric: str) -> Statistic:
         """`metric` of the whole test set as a function of how often each row is drawn.
@@ -73,17 +80,19 @@ def load_evidence(report: EvaluationReport, names: tuple[str, ...] | None = None
     labels, predicted = rows["label"].to_pylist(), rows["predicted"].to_pylist()
     names = names or tuple(sorted({*labels, *predicted}))
     place = {name: index for index, name in enumerate(names)}
+    units, unknown = _read_units(report.units) if report.units else ({}, np.empty(0, dtype=np.int64))
     return Evidence(
         labels=np.array([place[name] for name in labels], dtype=np.int64),
         predicted=np.array([place[name] for name in predicted], dtype=np.int64),
         scores=rows["score"].to_numpy().astype(np.float64),
         answered=1.0 - rows["abstain"].to_numpy().astype(np.float64),
         count=len(names),
-        units=_read_units(report.units) if report.units else {},
+        units=units,
+        unknown=unknown,
     )
 
 
-def _read_units(path: Path) -> dict[tuple[str, str | None], tuple[np.ndarray, np.ndarray]]:
+def _read_units(path: Path) -> tuple[dict[tuple[str, str | None], tuple[np.ndarray, np.ndarray]], np.ndarray]:
     table = _read(path, ["metric", "slice", "unit", "value"])
     keys = np.array([f"{m}\n{at}" for m, at in zip(*(table[c].to_pylist() for c in ("metric", "slice")), strict=True)])
     ids, values, found = table["unit"].to_numpy(), table["value"].to_numpy(), {}
@@ -92,14 +101,16 @@ def _read_units(path: Path) -> dict[tuple[str, str | None], tuple[np.ndarray, np
         inside = np.flatnonzero(keys == key)
         ordered = inside[np.argsort(ids[inside], kind="stable")]
         found[metric, at or None] = (ids[ordered], values[ordered])
-    return found
+    if "known" not in table.column_names:  # reports from before label sets could differ
+        return found, np.empty(0, dtype=np.int64)
+    return found, np.unique(ids[~table["known"].to_numpy()])
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:
     hint = "evaluate the model again"
     try:
         table = pq.read_table(path)
-        return table.select(columns)
+        return table.select([*columns, *(name for name in table.column_names if name not in columns)])
     except FileNotFoundError as error:
         raise NotFoundError(f"The evaluation's file {path} is missing", hint=hint) from error
     except (OSError, pa.ArrowException, KeyError) as error:

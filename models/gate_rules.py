@@ -9,7 +9,7 @@ from leitstand.errors import ConfigurationError, bounded
 from leitstand.usecase import ChampionRule, GateSpec, UseCase
 from models.slices import catalog
 
-__all__ = ["FACTS", "UNIT_MEANS", "check_gates", "show", "sign_of"]
+__all__ = ["FACTS", "LABELLED", "UNIT_MEANS", "check_gates", "show", "sign_of"]
 
 FACTS = frozenset({"size_mb"})
 """Metrics without sampling error: no minimum of rows, no interval."""
@@ -19,6 +19,11 @@ UNIT_MEANS = frozenset(
      "counterfactual_misroute_rate", "counterfactual_bias", "counterfactual_accuracy"}
 )  # fmt: skip
 """Metrics that are a mean over units, so that any slice of them can be compared in pairs."""
+
+LABELLED = frozenset(
+    {"accuracy", "brier", "nll", "counterfactual_accuracy", "macro_f1", "weighted_f1", "ece", "accuracy_answered"}
+)
+"""Metrics that compare answers with true labels; the others only look at answers."""
 
 _ROW_STATISTICS = frozenset({"macro_f1", "weighted_f1", "ece", "accuracy_answered"})
 _MORE_IS_BETTER = frozenset(

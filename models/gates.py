@@ -7,19 +7,27 @@ failure at any size. *Is the model no worse than the champion, up to a margin?* 
 non-inferiority test decides: proven non-inferior passes, proven inferior fails, and neither is
 insufficient evidence. The worse answer is the gate's, and the worst gate is the report's.
 
+When feedback brought labels that the champion does not have, it is wrong on their rows, as it is for users.
+So that this cannot hide forgetting, a candidate that is proven inferior on the other rows alone fails. The new
+labels themselves must reach ``feedback.new_label_floor`` on their held-out rows, in a gate of its own.
+
 `decide` reads only the two reports and the answers they name; it has no clock and no settings.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from math import ceil, isclose
+
+import numpy as np
 
 from leitstand.errors import ConfigurationError, InsufficientEvidence, PromotionRejected
 from leitstand.types import EvaluationReport, GateOutcome, GateReport, GateResult, Metric
 from leitstand.usecase import ChampionRule, GateSpec, UseCase
 from models import paired
 from models.evidence import Evidence, load_evidence
-from models.gate_rules import FACTS, UNIT_MEANS, check_gates, show, sign_of
+from models.gate_rules import FACTS, LABELLED, UNIT_MEANS, check_gates, show, sign_of
+from models.slices import NEW_LABELS
 
 __all__ = ["check_gates", "comparable", "decide", "judge", "require_pass"]
 
@@ -72,7 +80,8 @@ def decide(
         rival = (champion, load_evidence(champion))
     same = champion is not None and rival is None
     samples = use_case.evaluation.bootstrap_samples
-    results = tuple(judge(gate, report, candidate, rival, same=same, samples=samples) for gate in use_case.gates)
+    gates = (*use_case.gates, *_for_new_labels(use_case, report))
+    results = tuple(judge(gate, report, candidate, rival, same=same, samples=samples) for gate in gates)
     return GateReport(
         use_case=use_case.name,
         weights_digest=report.weights_digest,
@@ -154,6 +163,14 @@ def require_pass(report: GateReport) -> None:
         )
 
 
+def _for_new_labels(use_case: UseCase, report: EvaluationReport) -> list[GateSpec]:
+    if report.metric("accuracy", NEW_LABELS) is None:
+        return []
+    policy = use_case.feedback
+    examples = policy.new_label_min_examples
+    return [GateSpec(metric="accuracy", slice=NEW_LABELS, floor=policy.new_label_floor, min_examples=examples)]
+
+
 def _listing(title: str, results: Sequence[GateResult]) -> str:
     return "\n".join([title, *(f"  - {r.gate}: {r.reason}" for r in results)])
 
@@ -223,10 +240,38 @@ def _against_champion(
         more = f"about {needed:,} rows would decide if the difference stays" if needed else "more rows would not decide"
         text = f"not proven: {change}, p={found.p_noninferior:.2g} on {found.units:,} rows; {more})"
         outcome = GateOutcome.INSUFFICIENT
+    outcome, text = _on_known_labels(gate, rule, (evidence, rival[1]), samples, outcome, text)
     result = result.model_copy(
         update={"champion_value": champion.value, "champion_test": found.test, "p_value": found.p_noninferior}
     )
     return _joined(result, outcome, text, needed)
+
+
+def _on_known_labels(
+    gate: GateSpec, rule: ChampionRule, pair: tuple[Evidence, Evidence], samples: int, outcome: GateOutcome, text: str
+) -> tuple[GateOutcome, str]:
+    """Outcome and reason, after the rows alone whose label the champion knows; unchanged when it knows all."""
+    mine, theirs = pair
+    paired_units = gate.metric in UNIT_MEANS
+    ids = mine.units[gate.metric, gate.slice][0] if paired_units else np.arange(len(mine.labels))
+    known = ~np.isin(ids, theirs.unknown)
+    if gate.metric not in LABELLED or known.all() or not known.any():
+        return outcome, text
+    text = f"{text}; {np.sum(~known):,} of {len(ids):,} rows have labels that the champion lacks: it is wrong there"
+    found = _compare(gate, rule, _only(mine, gate, known), _only(theirs, gate, known), samples)
+    size = show(gate.metric, abs(found.difference))
+    side = "better" if found.difference >= 0 else "worse"
+    if found.p_inferior < rule.alpha:
+        lost = f"on the {known.sum():,} rows whose labels it knows, proven {size} {side} (p={found.p_inferior:.2g})"
+        return GateOutcome.FAIL, f"{lost}; {text}"
+    return outcome, f"{text}; on the other rows {size} {side}"
+
+
+def _only(evidence: Evidence, gate: GateSpec, chosen: np.ndarray) -> Evidence:
+    if gate.metric not in UNIT_MEANS:
+        return evidence.rows(np.flatnonzero(chosen))
+    ids, values = evidence.units[gate.metric, gate.slice]
+    return replace(evidence, units={(gate.metric, gate.slice): (ids[chosen], values[chosen])})
 
 
 def _compare(gate: GateSpec, rule: ChampionRule, mine: Evidence, theirs: Evidence, samples: int) -> paired.Comparison:

@@ -73,6 +73,8 @@ class Book:
     metrics: list[Metric] = field(default_factory=list)
     units: dict[tuple[str, str | None], Units] = field(default_factory=dict)
     samples: dict[str, int] = field(default_factory=dict)
+    unknown: set[int] = field(default_factory=set)
+    """Units whose true label the model cannot predict."""
 
     def add(
         self, name: str, value: float | None, examples: int, interval: Interval | None = None, at: str | None = None
@@ -108,9 +110,14 @@ class Book:
 
 
 def ask(classifier: Predicts, texts: list[str], order: np.ndarray) -> Answers:
-    """Asks once for all texts; `order` puts the model's columns into the snapshot's label order."""
+    """Asks once for all texts; `order` puts the model's columns into the order of the label names.
+
+    A label that the model does not have (-1 in `order`) gets probability 0.
+    """
     given = classifier.predict(texts)
-    return Answers(np.asarray(given.probabilities)[:, order], np.asarray(given.abstain, dtype=bool))
+    probabilities = np.asarray(given.probabilities)
+    nothing = np.zeros((len(probabilities), 1), probabilities.dtype)
+    return Answers(np.hstack([probabilities, nothing])[:, order], np.asarray(given.abstain, dtype=bool))
 
 
 def choose(n: int, limit: int, seed: int) -> np.ndarray:

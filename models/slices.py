@@ -7,8 +7,14 @@ import numpy as np
 
 from leitstand.usecase import UseCase
 
-__all__ = ["LONG_FROM", "PERTURBATIONS", "PII_KINDS", "SHORT_UP_TO", "catalog", "group_masks", "length_masks"]
+__all__ = [
+    "GOLDEN", "LONG_FROM", "NEW_LABELS", "PERTURBATIONS", "PII_KINDS", "SHORT_UP_TO", "catalog", "group_masks",
+    "length_masks",
+]  # fmt: skip
 
+GOLDEN = "golden"
+NEW_LABELS = "labels:new"
+"""Rows of labels that only feedback brought: measured on retraining snapshots, judged by `feedback.new_label_floor`."""
 SHORT_UP_TO = 7
 LONG_FROM = 17
 PERTURBATIONS = ("lower_case", "no_punctuation", "extra_spaces", "polite_prefix")
@@ -41,6 +47,7 @@ def catalog(use_case: UseCase) -> dict[str, tuple[str | None, ...]]:
     groups = tuple(f"group:{name}" for name in use_case.evaluation.label_groups)
     perturbed = ("typos", "no_pii", "pii", *(f"pii:{kind}" for kind in PII_KINDS))
     sliced = (None, "length:short", "length:medium", "length:long", *groups, *perturbed)
+    sliced += (GOLDEN,) if use_case.data.golden else ()
     known: dict[str, tuple[str | None, ...]] = {name: sliced for name in _ROW_METRICS}
     known |= {name: (None,) for name in _WHOLE}
     known["robustness_flip_rate"] = (None, *PERTURBATIONS, "any")

@@ -1,11 +1,12 @@
 """`leitstand data`: ingest and validate the data of a use case, and show what was stored."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from leitstand.errors import ValidationFailed
+from leitstand.errors import ConflictError, ValidationFailed
 from leitstand.settings import Settings, apply_environment, load_settings
 from leitstand.types import Snapshot
 from leitstand.usecase import UseCase, find, load
@@ -45,6 +46,34 @@ def show(
     from models.snapshots import latest
 
     _print(latest(use_case.name, settings.root), as_json)
+
+
+@app.command()
+def golden(
+    name: str = typer.Argument(help="Use case."),
+    per_label: int = typer.Option(10, min=1, help="Rows of each label."),
+    seed: int = typer.Option(17, help="Of the draw."),
+    out: Path | None = typer.Option(None, help="CSV to write; default: data/golden.csv beside usecase.yaml."),
+) -> None:
+    """Draw the golden set from the test split of the stored snapshot, and print the lines that pin it."""
+    settings, use_case = _load(name)
+    from models.golden import draw_golden, write_golden
+    from models.snapshots import latest, load_split
+
+    target = out or use_case.folder / "data" / "golden.csv"
+    if target.exists():
+        raise ConflictError(
+            f"{target} exists already, and a golden set stays as it is",
+            hint="name another file with --out; numbers before and after cannot be compared",
+        )
+    snapshot = latest(use_case.name, settings.root)
+    drawn = draw_golden(load_split(snapshot, "test"), snapshot.labels, per_label=per_label, seed=seed)
+    spec = use_case.data
+    digest = write_golden(drawn, target, text_column=spec.text_column, label_column=spec.label_column)
+    inside = target.resolve().is_relative_to(use_case.folder.resolve())
+    typer.echo(f"golden:\n  file: {target.resolve().relative_to(use_case.folder.resolve()) if inside else target}")
+    typer.echo(f"  digest: {digest}")
+    typer.echo(f"{len(drawn.texts):,} rows of {len(set(drawn.labels))} labels; put these lines below `data:`", err=True)
 
 
 def _load(name: str) -> tuple[Settings, UseCase]:

@@ -42,7 +42,7 @@ def refused(path: Path) -> str:
 def test_support_is_complete() -> None:
     use_case = load(SUPPORT)
     assert use_case.name == "support"
-    assert set(use_case.training.profiles) == {"full", "quick"}
+    assert set(use_case.training.profiles) == {"full", "quick", "retrain"}
     assert use_case.profile().method == "finetune"
     assert Path(use_case.resolve(use_case.data.train)).is_file()
     assert use_case.resolve("s3://bucket/train.csv") == "s3://bucket/train.csv"
