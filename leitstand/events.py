@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "GatesDecided",
     "ModelRegistered",
+    "RolloutMoved",
     "RunFinished",
     "ServiceDeployed",
     "announce",
@@ -113,6 +114,19 @@ class ServiceDeployed(Event):
     version: int
     tag: str
     url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutMoved(Event):
+    """A rollout took a step; `percent` is the candidate's share of requests."""
+
+    action = "leitstand.rollout.moved"
+    rollout_id: str
+    version: int
+    phase: str
+    percent: float
+    actor: str
+    reason: str
 
 
 def _to_ecs(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,9 @@ class GatewaySettings(_Group):
     routes_uri: str = Field(
         default="", description="route tables: redis://host:port/db or an SQLite file; empty: SQLite below `home`"
     )
+    urls: tuple[str, ...] = Field(
+        default=(), description="every gateway that rollouts judge by, as a JSON list; empty: the one on this machine"
+    )
     refresh_s: float = Field(default=0.25, gt=0, le=1, description="how often a gateway looks for changed routes")
     deadline_s: float = Field(
         default=5.0, gt=0, description="time a request gets; a canary gets half, so that stable can step in"

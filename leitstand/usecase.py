@@ -275,6 +275,9 @@ class RolloutSpec(_Spec):
         ge=1,
         description="at small weights a margin is divided by the next weight, at most up to this factor; 1: never",
     )
+    min_agreement: Fraction = Field(
+        default=0.5, description="share of shadow answers equal to stable's; proven lower, the rollout is rolled back"
+    )
     on_insufficient: Literal["hold", "roll_back", "proceed"] = Field(
         default="hold", description="when a step's deadline passes undecided; hold keeps the weight and asks a person"
     )

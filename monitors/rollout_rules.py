@@ -1,13 +1,14 @@
 """What a rollout may do next: a pure state machine. Effects (deploy, route, promote) are `flows.rollout`'s.
 
-    deploying ──> shadow ──> awaiting approval ──> canary 1 % ──> … ──> canary 100 % ──> promoting ──> promoted
-        │            │        (policy: manual)         │                                    (effects)
+    deploying ──> shadow ──> awaiting approval ──> canary 1 % ──> … ──> canary 50 % ──> promoting ──> promoted
+        │            │        (policy: manual)         │                                 (100 %)
         │            └──────────────┬──────────────────┘
         │                           ├── held: weights stay, until `approve` or `abort`
         └───────────────────────────┴── rolling back ──> rolled back | aborted
 
 The state names what the world must look like; effects make it so and may be repeated. Weights only rise,
-through the steps of the policy, or fall to nothing. No clock is read and nothing is stored here.
+through the steps of the policy, or fall to nothing. The last step, 100 %, is the promotion itself: without traffic
+on stable there is nothing to compare with. No clock is read and nothing is stored here.
 """
 
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Rollout(BaseModel):
     since: AwareDatetime = Field(description="when this phase or step began")
     at: AwareDatetime = Field(description="when this revision was written")
     url: str = Field(default="", description="where the candidate answers, once it is deployed")
+    slow_ms: float = Field(default=1000.0, gt=0, description="slower answers count as slow, on both sides")
     approved_by: str = ""
     held_from: Phase | None = None
     ends_as: Phase = Field(default=Phase.PROMOTED, description="final phase that the effects in progress lead to")
@@ -222,7 +224,7 @@ def _toward_traffic(rollout: Rollout, reason: str, now: datetime) -> Rollout:
 
 def _step_up(rollout: Rollout, reason: str, now: datetime) -> Rollout:
     step = rollout.step + 1
-    if step == len(rollout.policy.canary_percent):
+    if step >= len(rollout.policy.canary_percent) - 1:
         return _to(rollout, Phase.PROMOTING, reason, now, ends_as=Phase.PROMOTED)
     return _to(rollout, Phase.CANARY, reason, now, step=step)
 

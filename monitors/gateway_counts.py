@@ -1,0 +1,180 @@
+"""Counts of a use case's versions, read from the metrics that gateways expose, and added up between looks.
+
+A gateway's counters start at 0 when it starts; `accumulate` adds what each source counted since the last look
+and survives restarts of gateways (a counter that fell starts anew) and of the reader (a `Tally` is a record).
+Names are those of `services.gateway_metrics`; a test compares them. Pure, except `GatewayMetrics`.
+"""
+
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, ConfigDict, Field
+
+from leitstand.errors import TransientBackendError
+
+__all__ = ["Arm", "CountSource", "GatewayMetrics", "Tally", "accumulate", "arm", "latency_quantile_ms", "parse_counts"]
+
+Counts = dict[str, float]
+TIMEOUT_S = 2.0
+ANSWERED = "gateway_latency_seconds_count"
+BUCKET = "gateway_latency_seconds_bucket"
+FAILED = "gateway_upstream_failures_total"
+DOUBT = "gateway_doubt_sum"
+TEXTS = "gateway_doubt_count"
+SHADOWS = "gateway_shadow_answers_total"
+_PLAIN = {ANSWERED: "answered", FAILED: "failed", DOUBT: "doubt", TEXTS: "texts"}
+
+
+class CountSource(Protocol):
+    """Where counters can be read."""
+
+    def read(self, use_case: str) -> Mapping[str, Counts]:
+        """Counters by source (a gateway), each a mapping of ``VERSION/NAME`` to its value.
+
+        Raises:
+            TransientBackendError: A source cannot be read now.
+        """
+        ...
+
+
+class Tally(BaseModel):
+    """What was counted since `begun`, and where each source's counters stood at the last look."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    begun: str = Field(default="", description="names the phase or step that the totals belong to")
+    total: Counts = Field(default_factory=dict)
+    last: dict[str, Counts] = Field(default_factory=dict)
+
+
+class Arm(BaseModel):
+    """The counts of one version.
+
+    Attributes:
+        requests: Calls of the version, answered or not.
+        failed: Calls that it did not answer, or with 5xx; stable may have stepped in for a canary.
+        slow: Answers slower than the threshold.
+        texts: Texts answered.
+        doubt: Sum over texts of 1 - confidence.
+        agree: Shadow answers equal to stable's.
+        compared: Shadow answers that could be compared.
+        shadow_failed: Shadow calls without an answer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    requests: float = 0
+    failed: float = 0
+    slow: float = 0
+    texts: float = 0
+    doubt: float = 0
+    agree: float = 0
+    compared: float = 0
+    shadow_failed: float = 0
+
+
+class GatewayMetrics:
+    """`CountSource` over the ``/metrics`` pages of gateways.
+
+    Args:
+        urls: Base URLs of all gateways; a gateway that is left out is traffic that nobody judges.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = tuple(url.rstrip("/") for url in urls)
+
+    def read(self, use_case: str) -> Mapping[str, Counts]:
+        """See `CountSource.read`."""
+        return {url: parse_counts(_fetch(f"{url}/metrics"), use_case) for url in self._urls}
+
+
+def parse_counts(text: str, use_case: str) -> Counts:
+    """The counters of a use case in one metrics page, as ``VERSION/NAME``; routes are added together.
+
+    Latency buckets are ``VERSION/le:SECONDS``, cumulative as in Prometheus; shadow outcomes ``VERSION/shadow:OUTCOME``.
+    """
+    counts: Counts = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = sample.labels
+            if labels.get("use_case") != use_case or "version" not in labels:
+                continue
+            name = _PLAIN.get(sample.name)
+            if sample.name == BUCKET:
+                name = f"le:{float(labels['le']):g}"
+            elif sample.name == SHADOWS:
+                name = f"shadow:{labels['outcome']}"
+            if name is not None:
+                key = f"{labels['version']}/{name}"
+                counts[key] = counts.get(key, 0.0) + sample.value
+    return counts
+
+
+def accumulate(tally: Tally, read: Mapping[str, Counts], *, begun: str) -> Tally:
+    """Adds what was counted since the last look.
+
+    Args:
+        tally: The totals so far. A source that it has never seen adds nothing at first: what it counted
+            before is nobody's evidence.
+        read: What the sources say now.
+        begun: The phase or step that is going on; another one than the tally's starts at zero here, so that
+            requests that were answered at another weight, or while nobody looked, count for nothing.
+    """
+    if begun != tally.begun:
+        return Tally(begun=begun, last={**tally.last, **read})
+    total = dict(tally.total)
+    for source, counts in read.items():
+        last = tally.last.get(source)
+        if last is None:
+            continue
+        for key, value in counts.items():
+            before = last.get(key, 0.0)
+            total[key] = total.get(key, 0.0) + (value - before if value >= before else value)
+    return Tally(begun=begun, total=total, last={**tally.last, **read})
+
+
+def arm(tally: Tally, version: int, slow_ms: float) -> Arm:
+    """One version's counts, with `slow` counted from the first bucket bound that is not below `slow_ms`."""
+    prefix = f"{version}/"
+    mine = {key.removeprefix(prefix): value for key, value in tally.total.items() if key.startswith(prefix)}
+    answered, failed = mine.get("answered", 0.0), mine.get("failed", 0.0)
+    bounds = sorted(float(key[3:]) for key in mine if key.startswith("le:"))
+    bound = next((each for each in bounds if each * 1000 >= slow_ms * (1 - 1e-9)), None)
+    agree, disagree = mine.get("shadow:agree", 0.0), mine.get("shadow:disagree", 0.0)
+    return Arm(
+        requests=answered + failed,
+        failed=failed,
+        slow=max(0.0, answered - mine[f"le:{bound:g}"]) if bound is not None else 0.0,
+        texts=mine.get("texts", 0.0),
+        doubt=mine.get("doubt", 0.0),
+        agree=agree,
+        compared=agree + disagree,
+        shadow_failed=mine.get("shadow:failed", 0.0),
+    )
+
+
+def latency_quantile_ms(counts: Mapping[str, float], version: int, quantile: float) -> float | None:
+    """The bound of the first latency bucket that holds `quantile` of the version's answers; None without any."""
+    prefix = f"{version}/le:"
+    buckets = sorted(
+        (float(key.removeprefix(prefix)), value) for key, value in counts.items() if key.startswith(prefix)
+    )
+    if not buckets or not buckets[-1][1]:
+        return None
+    wanted = quantile * buckets[-1][1]
+    return 1000 * next(bound for bound, value in buckets if value >= wanted)
+
+
+def _fetch(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 -- gateways of our own settings
+            return answer.read().decode()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise TransientBackendError(
+            f"The gateway's metrics at {url} cannot be read: {error}",
+            hint="start the gateway with `leitstand gateway`, or correct LEITSTAND_GATEWAY__URLS",
+        ) from error
