@@ -210,7 +210,9 @@ class RouteStore(Protocol):
 class InferenceLog(Protocol):
     """Takes rows without ever making a request wait for a disk. A full buffer drops rows and counts them."""
 
-    def append(self, rows: Sequence[WindowRow]) -> None: ...
+    def append(self, rows: Sequence[WindowRow], texts: Sequence[str] = ()) -> None:
+        """Takes rows; `texts`, theirs, only serve to detect the language of a sample and are never written."""
+        ...
 
     def flush(self) -> None:
         """Returns when every row appended before is on disk (or in the bucket)."""

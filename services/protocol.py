@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import orjson
@@ -56,7 +56,7 @@ class Protocol:
         """Starts to answer."""
         base = f"/v2/models/{manifest.use_case}"
         bases = (base, f"{base}/versions/{manifest.version}")
-        metadata = orjson.dumps(_metadata(manifest, len(batcher.classifier.config.labels)))
+        metadata = orjson.dumps(_metadata(manifest, batcher.classifier.config.labels))
         ready = orjson.dumps({"name": manifest.use_case, "ready": True})
         self._infer_paths = frozenset(f"{path}/infer" for path in bases)
         for path in bases:
@@ -261,12 +261,19 @@ def _number(name: bytes, value: bytes) -> int:
     return int(value)
 
 
-def _metadata(manifest: ServingManifest, labels: int) -> dict[str, Any]:
-    shapes = {"probabilities": [-1, labels], "embedding": [-1, -1]}
+def _metadata(manifest: ServingManifest, labels: Sequence[str]) -> dict[str, Any]:
+    """The labels stand at `probabilities`, in the order of its columns: clients need them to read it."""
+    shapes = {"probabilities": [-1, len(labels)], "embedding": [-1, -1]}
+    outputs: list[dict[str, Any]] = [
+        {"name": name, "datatype": DATATYPES[name], "shape": shapes.get(name, [-1])} for name in DATATYPES
+    ]
+    for output in outputs:
+        if output["name"] == "probabilities":
+            output["parameters"] = {"labels": list(labels)}
     return {
         "name": manifest.use_case,
         "versions": [str(manifest.version)],
         "platform": f"leitstand_{manifest.engine}",
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [{"name": name, "datatype": DATATYPES[name], "shape": shapes.get(name, [-1])} for name in DATATYPES],
+        "outputs": outputs,
     }

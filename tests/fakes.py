@@ -16,13 +16,24 @@ import numpy as np
 from governance.routes.tables import conflict, stored
 from leitstand.errors import ConflictError, IntegrityError, NotFoundError
 from leitstand.files import digest_file, digest_json
-from leitstand.types import LedgerEntry, ModelCandidate, ModelRef, ModelVersion, RouteTable, utc_now
+from leitstand.types import (
+    Feedback,
+    LedgerEntry,
+    ModelCandidate,
+    ModelRef,
+    ModelVersion,
+    RouteTable,
+    WindowRow,
+    utc_now,
+)  # fmt: skip
 from models.artifact import verify
 from models.ledger import entry_hash
 from models.registry.facts import check_candidate
 from models.registry.wandb_rows import Row
 
 __all__ = [
+    "InMemoryFeedbackLog",
+    "InMemoryInferenceLog",
     "InMemoryRegistry",
     "InMemoryRouteStore",
     "InMemoryRun",
@@ -345,3 +356,41 @@ class InMemoryRouteStore:
     def _check(self) -> None:
         if self.down is not None:
             raise self.down
+
+
+class InMemoryInferenceLog:
+    """An `InferenceLog` whose rows are a list."""
+
+    def __init__(self) -> None:
+        self.rows: list[WindowRow] = []
+        self.texts: list[str] = []
+        self.closed = False
+
+    def append(self, rows: Sequence[WindowRow], texts: Sequence[str] = ()) -> None:
+        self.rows.extend(rows)
+        self.texts.extend(texts)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class InMemoryFeedbackLog:
+    """A `FeedbackLog` in a dictionary."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Feedback] = {}
+
+    def record(self, feedback: Feedback) -> bool:
+        before = self.kept.setdefault(feedback.feedback_id, feedback)
+        if before is feedback:
+            return True
+        if before != feedback:
+            raise ConflictError(f"Feedback '{feedback.feedback_id}' was recorded before with other content")
+        return False
+
+    def entries(self, use_case: str, *, since: datetime | None = None) -> Sequence[Feedback]:
+        kept = [entry for entry in self.kept.values() if entry.use_case == use_case]
+        return [entry for entry in kept if since is None or entry.at >= since]

@@ -1,0 +1,123 @@
+"""One request on its way through the gateway's pipeline, without any transport.
+
+The payload is either texts or the bytes of an Open Inference Protocol request, passed through unread; its
+texts, and the predictions of an answer, are decoded only when a stage asks for them.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from services.inference_protocol import decode_request
+from services.upstream_codec import Predictions, decode_answer, encode_texts
+from services.upstreams import Reply
+
+__all__ = ["Exchange", "Payload", "RawPayload", "TextPayload"]
+
+CONTENT_TYPE = {"content-type": "application/json"}
+
+
+class Payload(Protocol):
+    """What an exchange asks of an upstream."""
+
+    asks_for_outputs: bool
+
+    def texts(self) -> Sequence[str]:
+        """The texts to judge, in order."""
+        ...
+
+    def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the call; `outputs` matters when `asks_for_outputs`."""
+        ...
+
+
+class TextPayload:
+    """Texts. Guards may replace them."""
+
+    asks_for_outputs = True
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def texts(self) -> Sequence[str]:
+        """See `Payload.texts`."""
+        return self._texts
+
+    def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
+        """See `Payload.request`."""
+        return encode_texts(self._texts, outputs), CONTENT_TYPE
+
+
+class RawPayload:
+    """A protocol request as its bytes; nothing is added to it and nothing is checked."""
+
+    asks_for_outputs = False
+
+    def __init__(self, body: bytes, headers: dict[str, str], head_bytes: int | None, max_text_bytes: int) -> None:
+        self._body, self._headers, self._head_bytes, self._max = body, headers, head_bytes, max_text_bytes
+
+    def texts(self) -> Sequence[str]:
+        """See `Payload.texts`.
+
+        Raises:
+            HttpError: The bytes are not a request of the protocol.
+        """
+        return decode_request(self._body, self._head_bytes, self._max).texts
+
+    def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
+        """See `Payload.request`."""
+        return self._body, self._headers
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the stages know and say about one request.
+
+    Attributes:
+        use_case: Whose routes and policies apply.
+        request_id: Names the answer in logs and for feedback.
+        subject: Whom the routing is sticky to, or empty; never logged as it is.
+        payload: What is asked.
+        path: Path of the call on the upstream.
+        deadline: `perf_counter` time at which the caller has waited enough.
+        wanted_version: The version that the caller insists on; None: as the routes say.
+        arrived: `perf_counter` time of arrival.
+        version: Version that answered, 0 before.
+        route: ``stable`` or ``canary``, empty before routing.
+        labels: The model's labels, when it tells.
+        reply: The answer, None before.
+        error: What ended the exchange without an answer.
+        upstream_s: Time spent waiting for upstreams.
+    """
+
+    use_case: str
+    request_id: str
+    subject: str
+    payload: Payload
+    path: str
+    deadline: float
+    wanted_version: int | None = None
+    arrived: float = field(default_factory=perf_counter)
+    version: int = 0
+    route: str = ""
+    labels: tuple[str, ...] = ()
+    reply: Reply | None = None
+    error: BaseException | None = None
+    upstream_s: float = 0.0
+    _predictions: Predictions | None = None
+
+    def take(self, reply: Reply) -> None:
+        """Sets the answer; guards that change one do the same."""
+        self.reply, self._predictions = reply, None
+
+    def predictions(self) -> Predictions:
+        """The answer's contents; call it only when `reply` has status 200.
+
+        Raises:
+            PermanentBackendError: They are not readable.
+        """
+        if self._predictions is None:
+            assert self.reply is not None  # noqa: S101 -- the caller's mistake
+            self._predictions = decode_answer(self.reply.body, self.reply.head_bytes)
+        return self._predictions

@@ -1,0 +1,58 @@
+"""The composition root of the gateway: settings in, adapters out. Nothing is opened or started here."""
+
+from dataclasses import dataclass, field
+
+from governance.feedback_log import open_feedback_log
+from governance.inference_log import open_inference_log
+from governance.routes.opening import open_route_store
+from leitstand.ports import FeedbackLog, InferenceLog
+from leitstand.settings import GatewaySettings, Settings
+from services.inference import Inference
+from services.policies import Policies
+from services.recent import RecentRequests
+from services.recording import Recorder
+from services.route_watch import RouteWatch
+from services.upstreams import Upstreams
+
+__all__ = ["Gateway", "wire"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """The parts of one gateway process."""
+
+    settings: GatewaySettings
+    drain_s: float
+    routes: RouteWatch
+    upstreams: Upstreams
+    recorder: Recorder
+    inference_log: InferenceLog
+    feedback_log: FeedbackLog
+    inference: Inference
+    recent: RecentRequests = field(default_factory=RecentRequests)
+
+
+def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
+    """Builds the gateway that the settings describe.
+
+    Raises:
+        ConfigurationError: A store's address cannot be understood.
+    """
+    chosen = settings.gateway
+    routes = RouteWatch(open_route_store(settings), chosen.refresh_s)
+    upstreams = Upstreams(connect_s=chosen.connect_s, vectors=chosen.log_vectors)
+    log = open_inference_log(settings)
+    key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
+    recorder = Recorder(log, subject_key=key)
+    inference = Inference(
+        routes,
+        upstreams,
+        recorder,
+        policies=policies,
+        max_in_flight=chosen.max_in_flight,
+        max_shadows=chosen.max_shadows,
+    )
+    return Gateway(
+        settings=chosen, drain_s=settings.serving.drain_s, routes=routes, upstreams=upstreams, recorder=recorder,
+        inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
+    )  # fmt: skip

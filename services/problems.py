@@ -1,0 +1,71 @@
+"""Errors of the gateway as HTTP: problem bodies of RFC 9457, or the V2 protocol's error body below ``/v2``."""
+
+import orjson
+
+from leitstand.errors import (
+    ConfigurationError,
+    ConflictError,
+    LeitstandError,
+    NotFoundError,
+    PolicyDenied,
+    TransientBackendError,
+)  # fmt: skip
+from services.errors import JSON, HttpError, Response
+from services.scheduling import Overloaded
+from services.upstreams import UpstreamFailed
+
+__all__ = ["PROBLEM", "problem", "problem_for", "protocol_error"]
+
+PROBLEM = (b"content-type", b"application/problem+json")
+TITLES = {
+    400: "Bad request", 403: "Refused by policy", 404: "Not found", 405: "Method not allowed", 409: "Conflict",
+    413: "Too large", 415: "Unsupported body", 422: "Not valid", 500: "Internal error", 502: "Upstream failed",
+    503: "No capacity", 504: "Upstream too slow",
+}  # fmt: skip
+STATUS = {"timeout": 504, "error": 502, "garbled": 502}  # of `UpstreamFailed`; the other reasons may pass: 503
+
+
+def problem(status: int, detail: str, *, request_id: str = "", hint: str | None = None, **more: object) -> Response:
+    """A problem body; `type` is about:blank because the status says it all, `hint` says what to do next."""
+    body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
+    body |= {"hint": hint} if hint else {}
+    body |= {"request_id": request_id} if request_id else {}
+    return status, [PROBLEM], orjson.dumps(body | more)
+
+
+def problem_for(error: BaseException, request_id: str = "") -> Response:
+    """The problem of any exception. Faults that are not ours to explain stay in the log."""
+    status, detail, hint, retry_after_s = _explained(error)
+    response = problem(status, detail, request_id=request_id, hint=hint)
+    return _with_retry(response, retry_after_s)
+
+
+def protocol_error(error: BaseException) -> Response:
+    """The same as ``{"error": "..."}``, which clients of the protocol expect."""
+    status, detail, hint, retry_after_s = _explained(error)
+    text = f"{detail}; {hint}" if hint and status < 500 else detail  # noqa: PLR2004
+    return _with_retry((status, [JSON], orjson.dumps({"error": text})), retry_after_s)
+
+
+def _with_retry(response: Response, retry_after_s: float | None) -> Response:
+    if retry_after_s is not None:
+        response[1].append((b"retry-after", str(max(1, round(retry_after_s))).encode()))
+    return response
+
+
+def _explained(error: BaseException) -> tuple[int, str, str | None, float | None]:
+    if isinstance(error, HttpError):
+        return error.status, error.message, None, None
+    if isinstance(error, Overloaded):
+        return 503, f"overloaded: {error.reason}", None, error.retry_after_s
+    if isinstance(error, UpstreamFailed):
+        status = STATUS.get(error.reason, 503)
+        return status, error.message, error.hint, error.retry_after_s if status == 503 else None  # noqa: PLR2004
+    kinds = (
+        (NotFoundError, 404), (ConflictError, 409), (PolicyDenied, 403), (ConfigurationError, 400),
+        (TransientBackendError, 503), (LeitstandError, 500),
+    )  # fmt: skip
+    for kind, status in kinds:
+        if isinstance(error, kind):
+            return status, error.message, error.hint, 1.0 if status == 503 else None  # noqa: PLR2004
+    return 500, "internal error; the gateway's log has the details", None, None

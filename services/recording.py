@@ -1,0 +1,133 @@
+"""Answers become rows of the inference log, off the request's path.
+
+`Recorder.add` only appends to a bounded queue; one thread decodes answers, computes text statistics and
+hands rows to the log. A full queue drops answers and counts them. Texts are used for statistics and the
+language, and are not kept.
+"""
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import blake2b
+
+import numpy as np
+import structlog
+
+from governance.text_statistics import text_statistics
+from leitstand.errors import LeitstandError
+from leitstand.ports import InferenceLog
+from leitstand.types import WindowRow
+from services.errors import HttpError
+from services.exchange import Payload
+from services.gateway_metrics import DOUBT, ROWS_DROPPED
+from services.upstream_codec import Predictions, decode_answer
+from services.upstreams import Reply
+
+__all__ = ["Answered", "Recorder", "pseudonym", "window_rows"]
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One answer to be logged; ``version`` counts when the answer does not name its own."""
+
+    request_id: str
+    use_case: str
+    subject: str
+    version: int
+    route: str
+    payload: Payload
+    reply: Reply
+    at: datetime
+    latency_ms: float
+
+
+class Recorder:
+    """Turns answers into rows. Close it before the log.
+
+    Args:
+        log: Where rows go.
+        subject_key: Key of the subjects' pseudonyms; without one, rows name no subject.
+        limit: Answers that may wait.
+    """
+
+    def __init__(self, log: InferenceLog, *, subject_key: bytes = b"", limit: int = 10_000) -> None:
+        self._log = log
+        self._key = subject_key
+        self._queue: queue.Queue[Answered | None] = queue.Queue(limit)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def add(self, answered: Answered) -> None:
+        """Returns at once."""
+        try:
+            self._queue.put_nowait(answered)
+        except queue.Full:
+            ROWS_DROPPED.inc()
+
+    def close(self) -> None:
+        """Returns when every answer added before is with the log."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (answered := self._queue.get()) is not None:
+            try:
+                texts = answered.payload.texts()
+                predictions = decode_answer(answered.reply.body, answered.reply.head_bytes)
+                rows = window_rows(answered, texts, predictions, self._key)
+                self._log.append(rows, texts)
+                for row in rows:
+                    DOUBT.labels(row.use_case, str(row.version), row.route).observe(1 - row.score)
+            except (LeitstandError, HttpError, ValueError) as error:
+                ROWS_DROPPED.inc()
+                logger.warning("An answer is missing in the inference log", request=answered.request_id,
+                    cause=str(error)[:300])  # fmt: skip
+
+
+def window_rows(
+    answered: Answered, texts: Sequence[str], predictions: Predictions, subject_key: bytes = b""
+) -> list[WindowRow]:
+    """One row per text. An answer without labels or scores (not asked for) gives none.
+
+    Raises:
+        ValueError: Texts and predictions are not equally many.
+    """
+    if not predictions.labels or not predictions.scores:
+        return []
+    subject = pseudonym(answered.subject, subject_key)
+    abstain = predictions.abstain or [False] * len(texts)
+    probabilities, embedding = _packed(predictions.probabilities, texts), _packed(predictions.embedding, texts)
+    rows = []
+    for index, (text, label, score, held) in enumerate(
+        zip(texts, predictions.labels, predictions.scores, abstain, strict=True)
+    ):
+        said = text_statistics(text)
+        rows.append(
+            WindowRow(
+                request_id=answered.request_id, index=index, at=answered.at, use_case=answered.use_case,
+                version=predictions.version or answered.version, route=answered.route, subject=subject,
+                label=label, score=score, abstain=held, probabilities=probabilities[index],
+                embedding=embedding[index], characters=said.characters, words=said.words, tokens=0,
+                digit_share=said.digit_share, upper_share=said.upper_share, non_ascii_share=said.non_ascii_share,
+                language="", latency_ms=answered.latency_ms,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def pseudonym(subject: str, key: bytes) -> str:
+    """A keyed hash (BLAKE2b, 128 bits) in hex; empty without a key, because a plain hash can be guessed back."""
+    if not subject or not key:
+        return ""
+    return blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=16, key=key[:64]).hexdigest()
+
+
+def _packed(matrix: np.ndarray | None, texts: Sequence[str]) -> Sequence[bytes]:
+    if matrix is None:
+        return [b""] * len(texts)
+    return [row.tobytes() for row in matrix.astype("<f2")]
