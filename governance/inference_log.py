@@ -32,8 +32,10 @@ from leitstand.settings import MonitoringSettings, Settings
 from leitstand.types import WindowRow
 
 __all__ = [
+    "PARQUET_OPTIONS",
     "ROW_SCHEMA",
     "SCHEMA_VERSION",
+    "VERSION_KEY",
     "ParquetInferenceLog",
     "open_inference_log",
     "rows_to_table",

@@ -22,7 +22,7 @@ from leitstand.errors import ConfigurationError, NotFoundError, PermanentBackend
 from leitstand.files import atomic_path
 from leitstand.settings import S3Settings, Settings
 
-__all__ = ["LogLocation", "open_log_location"]
+__all__ = ["LogLocation", "open_log_location", "translated"]
 
 CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 30
