@@ -1,0 +1,87 @@
+"""One SQLite file (WAL) with a schema: what the monitors' stores share. Safe with threads and processes."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from leitstand.errors import IntegrityError, PermanentBackendError, TransientBackendError
+
+__all__ = ["StateFile"]
+
+BUSY_TIMEOUT_S = 30.0
+
+
+class StateFile:
+    """Opens one connection per thread when first used.
+
+    Args:
+        path: Of the file; its folder is created.
+        schema: Statements that create what is missing.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._local = threading.local()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose statements see what was committed.
+
+        Raises:
+            TransientBackendError: Another process holds the file for longer than 30 s.
+            PermanentBackendError: The file cannot be opened or written (rights, full disk).
+            IntegrityError: It is no database any more.
+        """
+        with self._translated():
+            yield self._connection()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; holds the write lock from the start, so what was read stays true until the end.
+
+        Raises:
+            TransientBackendError, PermanentBackendError, IntegrityError: As `reading`.
+        """
+        with self._translated():
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Closes this thread's connection; the next call opens another."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
+    def _connection(self) -> sqlite3.Connection:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(self._schema)
+            self._local.connection = connection
+        return connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise TransientBackendError(f"{self.path} is busy: {error}") from error
+            hint = "check disk space and rights"
+            raise PermanentBackendError(f"{self.path} cannot be used: {error}", hint=hint) from error
+        except sqlite3.DatabaseError as error:
+            raise IntegrityError(f"{self.path} is damaged: {error}", hint="restore it from a backup") from error
