@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from governance.inference_log import ROW_SCHEMA, SCHEMA_VERSION, VERSION_KEY
 from governance.log_location import LogLocation, translated
-from leitstand.errors import ConfigurationError, NotFoundError
+from leitstand.errors import ConfigurationError, NotFoundError, TransientBackendError
 
 __all__ = ["COMPACTED", "SUPERSEDES_KEY", "DayFile", "day_files", "live", "opened"]
 
@@ -49,15 +49,18 @@ def day_files(location: LogLocation, use_case: str, day: date) -> list[DayFile]:
         TransientBackendError: Files kept disappearing while they were opened.
     """
     folder = location.day(use_case, day)
-    for attempt in range(ATTEMPTS):
+    attempts = 0
+    while True:
         names = location.files(folder)
         try:
             with ThreadPoolExecutor(OPEN_AT_ONCE, "leitstand-footers") as pool:
                 return list(pool.map(lambda name: _open(location, folder, name), names))
-        except NotFoundError:  # compaction or retention removed it after we listed it
-            if attempt == ATTEMPTS - 1:
-                raise
-    return []
+        except NotFoundError as error:  # compaction or retention removed it after we listed it
+            attempts += 1
+            if attempts == ATTEMPTS:
+                raise TransientBackendError(
+                    f"{location.uri}/{folder} changes faster than it can be read", hint="see what deletes its files"
+                ) from error
 
 
 def live(files: Sequence[DayFile]) -> list[DayFile]:
