@@ -13,7 +13,10 @@ from leitstand.errors import bounded
 from leitstand.files import digest_bytes
 from leitstand.usecase import Expectations
 
-__all__ = ["Quarantined", "Reason", "Row", "Sorted", "Source", "excerpt", "normalise", "sort_rows", "text_digest"]
+__all__ = [
+    "Quarantined", "Reason", "Row", "Sorted", "Source", "excerpt", "normalise", "sort_rows", "text_defect",
+    "text_digest",
+]  # fmt: skip
 
 EXCERPT_CHARS = 60
 SCANNED_CHARS = 4 * EXCERPT_CHARS
@@ -109,7 +112,7 @@ def _defect_of(row: Row, labels: frozenset[str], expectations: Expectations) -> 
     """The first rule that the row breaks, with the value that breaks it, or None."""
     if row.defect:
         return row.defect, "the value is not a string"
-    problem = _text_defect(row.text, expectations)
+    problem = text_defect(row.text, expectations)
     if problem:
         return problem
     if not row.label or not row.label.strip():
@@ -119,7 +122,8 @@ def _defect_of(row: Row, labels: frozenset[str], expectations: Expectations) -> 
     return None
 
 
-def _text_defect(text: str | None, expectations: Expectations) -> tuple[Reason, str] | None:
+def text_defect(text: str | None, expectations: Expectations) -> tuple[Reason, str] | None:
+    """The first rule that a text breaks, with the value that breaks it, or None."""
     if text is None or not text.strip():
         return Reason.EMPTY, "no text"
     if len(text) > expectations.max_chars:  # first, so that a text of 10 MB costs nothing
