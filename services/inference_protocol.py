@@ -16,7 +16,7 @@ import orjson
 from services.batching import Answer
 from services.errors import bad_request, too_large
 
-__all__ = ["OUTPUTS", "InferRequest", "decode_request", "encode_response"]
+__all__ = ["DATATYPES", "OUTPUTS", "InferRequest", "check_texts", "decode_request", "encode_response"]
 
 OUTPUTS = ("label", "score", "abstain")
 VECTORS = ("probabilities", "embedding")
@@ -62,7 +62,7 @@ def decode_request(body: bytes, json_bytes: int | None, max_text_bytes: int) -> 
     else:
         texts = _binary_texts(memoryview(body)[len(body) if json_bytes is None else json_bytes :], size)
     _check_shape(tensor, len(texts))
-    _check_texts(texts, max_text_bytes)
+    check_texts(texts, max_text_bytes)
     return InferRequest(texts, _wanted(document), request_id)
 
 
@@ -153,7 +153,12 @@ def _check_shape(tensor: dict[str, Any], count: int) -> None:
         raise bad_request(f"a request holds 1 to {MAX_TEXTS} texts, not {count}")
 
 
-def _check_texts(texts: Sequence[str], max_text_bytes: int) -> None:
+def check_texts(texts: Sequence[str], max_text_bytes: int) -> None:
+    """Refuses what no model should see.
+
+    Raises:
+        HttpError: 400 for an empty or blank text, 413 for one of more than `max_text_bytes`; names its index.
+    """
     for index, text in enumerate(texts):
         if len(text) * 4 > max_text_bytes and len(text.encode()) > max_text_bytes:
             raise too_large(f"text[{index}] is longer than {max_text_bytes} bytes")

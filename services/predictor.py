@@ -7,8 +7,10 @@ in between; more compute threads than CPUs slow each other down severalfold.
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import bentoml
 import numpy as np
@@ -20,7 +22,10 @@ from leitstand.settings import load_settings
 from models.bento_manifest import read_manifest
 from models.loading import open_classifier
 from services.batching import Answer, Batcher
+from services.bento_log import open_bento_log
 from services.draining import drain_on_sigterm
+from services.errors import HttpError
+from services.inference_protocol import check_texts
 from services.parent import die_with_parent
 from services.protocol import FrontDoor, Protocol
 from services.scheduling import Limits, Overloaded
@@ -77,12 +82,15 @@ class Predictor:
         )
         self._batcher = Batcher(classifier, limits)
         await self._batcher.warm_up(WARM_UP)
-        _protocol.open(self._batcher, _manifest)
+        self._log = open_bento_log(load_settings(), _manifest)
+        _protocol.open(self._batcher, _manifest, self._log)
 
     @bentoml.on_shutdown
     def close(self) -> None:
         """Called after the last answer was sent."""
         _protocol.close()
+        if self._log is not None:
+            self._log.close()
 
     @bentoml.api
     async def classify(
@@ -92,13 +100,22 @@ class Predictor:
         ctx: bentoml.Context = None,  # type: ignore[assignment]
     ) -> dict[str, Any]:
         """Label, calibrated score, abstention and the best alternatives for each text."""
-        ids = await asyncio.to_thread(self._batcher.classifier.encode, texts)
+        started = time.perf_counter()
         try:
-            answers = await self._batcher.classify(ids)
+            check_texts(texts, _manifest.max_text_bytes if _manifest else 0)
+            ids = await asyncio.to_thread(self._batcher.classifier.encode, texts)
+            answers = await self._batcher.classify(ids, embedding=self._log is not None)
+        except HttpError as error:
+            ctx.response.status_code = error.status
+            return {"error": error.message}
         except Overloaded as error:
             ctx.response.status_code = 503
             ctx.response.headers["Retry-After"] = str(round(error.retry_after_s))
             return {"error": f"overloaded: {error.reason}"}
+        if self._log is not None:
+            request_id = ctx.request.headers.get("x-request-id") or uuid4().hex
+            ctx.response.headers["x-request-id"] = request_id
+            self._log.record(request_id, texts, ids, answers, started)
         labels = self._batcher.classifier.config.labels
         version = _manifest.version if _manifest else 0
         return {"version": version, "predictions": [_friendly(answer, labels, top_k) for answer in answers]}

@@ -11,12 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
 from leitstand import __version__
 from models.bento_manifest import ServingManifest
 from services.batching import Answer, Batcher
+from services.bento_log import BentoLog
 from services.errors import JSON, HttpError, Response, bad_request, error_response, not_found, too_large
 from services.inference_protocol import DATATYPES, decode_request, encode_response
 from services.metrics import LATENCY, REQUESTS, SHED
@@ -32,6 +34,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LONG_TEXT = 4096  # characters; longer ones are tokenised off the event loop
 WATCH_AFTER_S = 0.25  # a client is watched for going away only when it will wait longer than this
 BODY_SLACK = 64 * 1024
+MAX_ID = 128
 
 logger = logging.getLogger("leitstand.serving")
 
@@ -45,6 +48,7 @@ class Protocol:
         self._routes: dict[str, Callable[[], Response]] = {}
         self._infer_paths: frozenset[str] = frozenset()
         self._max_body = 0
+        self._log: BentoLog | None = None
         self._draining = False
 
     @property
@@ -52,8 +56,9 @@ class Protocol:
         """Whether the model is loaded and warm."""
         return self._batcher is not None and not self._draining
 
-    def open(self, batcher: Batcher, manifest: ServingManifest) -> None:
-        """Starts to answer."""
+    def open(self, batcher: Batcher, manifest: ServingManifest, log: BentoLog | None = None) -> None:
+        """Starts to answer, and to log when there is a `log`."""
+        self._log = log
         base = f"/v2/models/{manifest.use_case}"
         bases = (base, f"{base}/versions/{manifest.version}")
         metadata = orjson.dumps(_metadata(manifest, batcher.classifier.config.labels))
@@ -124,7 +129,7 @@ class Protocol:
     async def _infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         try:
-            response = await self._classify(scope, receive)
+            response = await self._classify(scope, receive, start)
         except asyncio.CancelledError:
             raise
         except _Gone:
@@ -144,7 +149,7 @@ class Protocol:
             response[1].append((b"connection", b"close"))
         await _send(send, response)
 
-    async def _classify(self, scope: Scope, receive: Receive) -> Response:
+    async def _classify(self, scope: Scope, receive: Receive, started: float) -> Response:
         batcher, manifest = self._batcher, self._manifest
         if scope["method"] != "POST":
             raise HttpError(405, f"{scope['method']} is not allowed; POST the request")
@@ -166,12 +171,17 @@ class Protocol:
         body = await _read(receive, self._max_body)
         request = decode_request(body, json_bytes, manifest.max_text_bytes)
         ids = await self._encode(batcher, request.texts)
-        answers = await _watched(batcher, ids, receive, embedding="embedding" in request.outputs)
+        log = self._log
+        answers = await _watched(batcher, ids, receive, embedding=log is not None or "embedding" in request.outputs)
         content, head = encode_response(manifest.use_case, str(manifest.version), request, answers)
-        if head is None:
-            return 200, [JSON], content
-        size = str(head).encode()
-        headers = [(b"content-type", b"application/octet-stream"), (b"inference-header-content-length", size)]
+        headers = [JSON]
+        if head is not None:
+            size = str(head).encode()
+            headers = [(b"content-type", b"application/octet-stream"), (b"inference-header-content-length", size)]
+        if log is not None:
+            request_id = _request_id(scope, request.request_id)
+            log.record(request_id, request.texts, ids, answers, started)
+            headers.append((b"x-request-id", request_id.encode()))
         return 200, headers, content
 
     async def _encode(self, batcher: Batcher, texts: list[str]) -> list[list[int]]:
@@ -253,6 +263,13 @@ async def _send(send: Send, response: Response) -> None:
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(scope: Scope, named: str | None) -> str:
+    """The id in the header, else the one in the body, else a new one."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    text = given.decode("latin-1") or named or ""
+    return text if 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() else uuid4().hex
 
 
 def _number(name: bytes, value: bytes) -> int:

@@ -12,7 +12,8 @@ FORBIDDEN = {"prefect", "evidently", "wandb", "mlflow", "mlflow-skinny", "great-
     "pandas", "scikit-learn", "boto3"}  # fmt: skip
 PACKAGES = ("leitstand", "governance", "models", "monitors", "services", "flows")
 # Imported by name at run time, so the import graph does not show them.
-DYNAMIC = {"openvino": ["models.engines.openvino"], "torch": ["models.engines.torch"]}
+LOG = "governance.inference_log"
+DYNAMIC = {"openvino": ["models.engines.openvino", LOG], "torch": ["models.engines.torch", LOG]}
 
 
 def closure(engine: str) -> set[str]:
@@ -43,6 +44,7 @@ def test_requirements_are_pinned_and_hold_nothing_of_the_batch_side(engine: str)
     names = {line.partition("==")[0] for line in lines}
     assert all("==" in line for line in lines)
     assert not names & FORBIDDEN
+    assert "pyarrow" not in names, "156 MB for an option that is off"
     assert {"bentoml", "uvloop", "httptools", engine} <= names
     if engine == "openvino":
         assert not names & {"torch", "transformers"}

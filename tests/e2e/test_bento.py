@@ -146,6 +146,9 @@ def test_sigkill_then_ready_again_and_sigterm_loses_nothing(
             friendly = client.post(f"http://127.0.0.1:{port}/classify", json={"texts": TEXTS[:1], "top_k": 2}).json()
             assert friendly["predictions"][0]["label"] == expected[0]
             assert len(friendly["predictions"][0]["top"]) == 2
+            for text, status, says in ((" ", 400, "text[1] is empty"), ("x" * 10**6, 413, "text[1] is longer than")):
+                refused = client.post(f"http://127.0.0.1:{port}/classify", json={"texts": ["card", text]})
+                assert (refused.status_code, refused.json()["error"][: len(says)]) == (status, says)
             assert "/classify" in client.get(f"http://127.0.0.1:{port}/docs.json").json()["paths"]
             assert "inference_requests_total" in client.get(f"http://127.0.0.1:{port}/metrics").text
         outcomes = _load_while_terminating(port, process)
