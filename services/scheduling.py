@@ -7,9 +7,11 @@ Rules:
 
 - Order is first in, first out. Rows are packed by tokens later on, so mixing lengths costs nothing and a
   long text cannot starve.
-- A free worker starts at once when no other is busy. Otherwise it waits until as many texts are queued as
-  the running batches hold on average, at most `linger_s`: otherwise the first answer of a finished batch
-  would start a batch of one.
+- A free worker starts at once when no other is busy. Otherwise it waits while texts keep arriving, because
+  the answers of a finished batch bring new requests in a burst, and the first of them would start a batch
+  of one. It stops waiting when nothing came for `gap_s`, when as many texts are queued as the running
+  batches hold on average, when the batch is large enough to compute at full speed (`enough_tokens`), or
+  after `linger_s`. Waiting for more than that leaves a core idle.
 - A request is admitted when its texts fit the queue and the estimated wait, learnt from the token rate of
   finished batches, leaves it time before its deadline. Until the first batch was measured only the queue
   counts: a cold estimate must not shed load.
@@ -28,13 +30,19 @@ _PATIENCE = 0.4  # share of a batch's time that a free worker waits for a fuller
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the batcher; `deadline_s` counts from arrival."""
+    """Bounds of the batcher; `deadline_s` counts from arrival.
+
+    A batch of `enough_tokens` (some 24 texts of 15 tokens) costs 3 % more per text than one of 64 texts,
+    measured with OpenVINO in bf16 on one core.
+    """
 
     max_batch_texts: int = 64
     max_batch_tokens: int = 1024
     max_queue: int = 512
     deadline_s: float = 2.0
     linger_s: float = 0.025
+    gap_s: float = 0.002
+    enough_tokens: int = 384
     workers: int = 1
 
 
@@ -167,10 +175,11 @@ class Scheduler:
             return 0.0
         expected = sum(batch.tokens for batch in self._running.values()) / len(self._running) / self._rate
         patience = min(self.limits.linger_s, expected * _PATIENCE)
-        return max(0.0, self._arrivals[0] + patience - now)
+        return max(0.0, min(self._arrivals[0] + patience, self._arrivals[-1] + self.limits.gap_s) - now)
 
     def _full(self) -> bool:
-        return self.queued >= self.limits.max_batch_texts or self._queued_tokens >= self.limits.max_batch_tokens
+        enough = min(self.limits.enough_tokens, self.limits.max_batch_tokens)
+        return self.queued >= self.limits.max_batch_texts or self._queued_tokens >= enough
 
     def _cut(self) -> Batch:
         """The oldest texts that fit one batch; shared evenly while several workers are free."""
