@@ -9,6 +9,7 @@ distance to its centroid: linear cost, unlike t-SNE, and the axes mean the same 
 Cost: O(sample) in time and memory, plus one pass over the label column.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,9 @@ _NAMES = {"label": "prediction", "language": "text"}
 _FLAGS = {"abstain": "prediction"}
 _GROUPS = _NUMBERS | _NAMES | _FLAGS
 _NEEDED = ("label", "score")
+_NO_MARKUP = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
+_LONGEST = 80
+_UNKNOWN_LABELS = 30  # feedback labels that the model never predicted, shown by name; anybody can send any
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,12 @@ def _labelled(table: pa.Table) -> pd.DataFrame:
     if "feedback_label" not in table.schema.names:
         return pd.DataFrame({"label": [], "feedback_label": []}, dtype=object)
     pairs = table.select(["label", "feedback_label"]).drop_null()
-    return pd.DataFrame({name: pairs[name].to_pylist() for name in pairs.schema.names}, dtype=object)
+    predicted, told = ([_plain(v) for v in pairs[name].to_pylist()] for name in pairs.schema.names)
+    known = set(predicted)
+    unknown = Counter(label for label in told if label not in known).most_common(_UNKNOWN_LABELS)
+    known |= {label for label, _ in unknown}
+    told = [label if label in known else "(another label)" for label in told]
+    return pd.DataFrame({"label": predicted, "feedback_label": told}, dtype=object)
 
 
 def _add_columns(tables: Sequence[pa.Table], frames: Sequence[pd.DataFrame], draft: _Draft) -> None:
@@ -199,7 +208,15 @@ def _numbers(column: pa.ChunkedArray) -> pd.Series:
 def _categories(column: pa.ChunkedArray) -> pd.Series:
     if pa.types.is_boolean(column.type):
         return pd.Series([None if v is None else "yes" if v else "no" for v in column.to_pylist()], dtype=object)
-    return pd.Series([("unsure" if v == "" else v) for v in column.to_pylist()], dtype=object)
+    return pd.Series([("unsure" if v == "" else _plain(v)) for v in column.to_pylist()], dtype=object)
+
+
+def _plain(value: str | None) -> str | None:
+    """A name that is safe in Evidently's page, which does not escape: no markup, no control characters, short."""
+    if value is None:
+        return None
+    text = "".join(c if c.isprintable() else " " for c in value).translate(_NO_MARKUP)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def _add(

@@ -45,6 +45,11 @@ __all__ = ["ReportFiles", "Subject", "build_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CSS = {"drifted": "fail", "ok": "pass", "insufficient": "open", "not judged": "open"}
+# The page asks nobody for anything, whatever its script would like.
+_POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; font-src data:; img-src data: blob:\">"
+)
 _SECTIONS = {
     "prediction": ("Predictions", "Predicted labels, their calibrated scores, and how often the model abstained."),
     "embedding": ("Embeddings", "Distance to the reference's centroid and the reference's principal components."),
@@ -205,7 +210,8 @@ def _quality(window: pd.DataFrame, reference: pd.DataFrame) -> Snapshot:
     task: Any = MulticlassClassification(**names)
     if len(labels) == 2:  # noqa: PLR2004 -- evidently takes any two labels for a binary task
         task = BinaryClassification(**names, pos_label=labels[1])
-        reference = reference.loc[reference["label"].isin(labels) & reference["feedback_label"].isin(labels)]
+        if set(reference["label"]) | set(reference["feedback_label"]) != set(labels):
+            reference = reference.iloc[:0]
     definition = DataDefinition(classification=[task], categorical_columns=["label", "feedback_label"])
     current = Dataset.from_pandas(window, data_definition=definition)
     base = Dataset.from_pandas(reference, data_definition=definition) if len(reference) else None
@@ -244,7 +250,7 @@ def _with_face(page: str, face: str, title: str) -> str:
         raise PermanentBackendError(
             "Evidently's page has no <body> to put the report's face into", hint="install a tested evidently version"
         )
-    head = head.replace("<head>", f"<head><title>{_escaped(title)}</title>", 1)
+    head = head.replace("<head>", f"<head>{_POLICY}<title>{_escaped(title)}</title>", 1)
     return head + body + face + rest
 
 

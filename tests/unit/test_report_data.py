@@ -136,3 +136,13 @@ def test_only_rows_with_a_feedback_label_enter_the_quality_section():
     assert set(data.labelled_window.columns) == {"label", "feedback_label"}
     without = window_table(50).drop_columns(["feedback_label", "rating", "feedback_source", "feedback_at"])
     assert prepared(without).labelled_rows == 0
+
+
+def test_labels_from_outside_carry_no_markup_and_cannot_crowd_the_page():
+    rows = 200
+    window = window_table(rows, seed=2)
+    told = ["<b>x</b>\n" * 30] * 2 + [f"made up {number}" for number in range(rows - 2)]
+    data = prepared(replaced(window, "feedback_label", pa.array(told)))
+    shown = set(data.labelled_window["feedback_label"])
+    assert len(shown) == 31 and "(another label)" in shown
+    assert max(map(len, shown)) <= 80 and not any(c in text for text in shown for c in "<>&\n")
