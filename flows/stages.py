@@ -6,7 +6,6 @@ Nothing here knows Prefect; ``flows/tasks.py`` adds caching, retries and artifac
 """
 
 import csv
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flows.deploying import Deployer
@@ -25,7 +24,8 @@ from leitstand.events import (
     ServiceDeployed,
     announce,
 )
-from leitstand.files import digest_json
+from leitstand.files import digest_json, short_digest
+from leitstand.ports import Progress
 from leitstand.types import (
     Endpoint,
     EvaluationReport,
@@ -48,6 +48,7 @@ __all__ = [
     "evaluation_folder",
     "gate",
     "ingest",
+    "labels_of",
     "package",
     "promote",
     "register",
@@ -56,7 +57,6 @@ __all__ = [
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-Progress = Callable[[int, int, Mapping[str, float]], None]
 
 
 def ingest(adapters: Adapters, use_case: UseCase) -> Snapshot:
@@ -133,7 +133,7 @@ def evaluation_folder(adapters: Adapters, use_case: UseCase, weights_digest: str
     from models.evaluation import method_digest
 
     key = digest_json([weights_digest, snapshot.digest, method_digest(use_case)])
-    return adapters.home / "reports" / use_case.name / key[7:23]
+    return adapters.home / "reports" / use_case.name / short_digest(key)
 
 
 def evaluate(adapters: Adapters, use_case: UseCase, snapshot: Snapshot, run: RunRecord) -> EvaluationReport:
@@ -332,6 +332,18 @@ def champion_folder(adapters: Adapters, name: str) -> Path | None:
         return _fetched(adapters, champion)
 
 
+def labels_of(adapters: Adapters, name: str, version: int) -> tuple[str, ...]:
+    """The labels of a registered version in the order of its probabilities; empty when it is not in the registry."""
+    from models.artifact import read_config
+
+    try:
+        found = adapters.registry.get(ModelRef(name=name, version=version))
+    except NotFoundError:
+        return ()
+    with adapters.lock(f"champion-{name}"):
+        return read_config(_fetched(adapters, found)).labels
+
+
 def _champion(adapters: Adapters, name: str) -> ModelVersion | None:
     try:
         return adapters.registry.get(ModelRef(name=name, alias=CHAMPION))
@@ -343,7 +355,7 @@ def _fetched(adapters: Adapters, version: ModelVersion) -> Path:
     """The version's model folder in the local cache, verified against its manifest."""
     from models.artifact import verify
 
-    folder = adapters.home / "cache" / "models" / version.weights_digest[7:23]
+    folder = adapters.home / "cache" / "models" / short_digest(version.weights_digest)
     if folder.is_dir() and verify(folder) == version.weights_digest:
         return folder
     adapters.registry.fetch(version.ref, folder)

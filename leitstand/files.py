@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_dir", "atomic_path", "canonical_json", "digest_bytes", "digest_file", "digest_json", "write_text"]
+__all__ = [
+    "atomic_dir",
+    "atomic_path",
+    "canonical_json",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "short_digest",
+    "write_text",
+]
 
 
 def digest_bytes(data: bytes) -> str:
@@ -33,6 +42,11 @@ def canonical_json(value: Any) -> str:
 def digest_json(value: Any) -> str:
     """``sha256:<hex>`` of the canonical JSON of a value."""
     return digest_bytes(canonical_json(value).encode())
+
+
+def short_digest(digest: str) -> str:
+    """The first 16 hexadecimal digits of a ``sha256:`` digest: the name of a folder or file that holds its content."""
+    return digest.removeprefix("sha256:")[:16]
 
 
 @contextlib.contextmanager

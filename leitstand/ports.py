@@ -5,7 +5,7 @@ Each port has an embedded adapter (SQLite or files) and a remote one, and one co
 the tree in ``leitstand.errors`` and keep the original as ``__cause__``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,10 +29,14 @@ __all__ = [
     "InferenceLog",
     "LineageSink",
     "ModelRegistry",
+    "Progress",
     "PromotionLedger",
     "RouteStore",
     "TrackedRun",
 ]
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""Called with steps done, steps in all, and the newest numbers."""
 
 
 class BlobStore(Protocol):

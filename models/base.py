@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from leitstand.errors import ConfigurationError, IntegrityError, NotFoundError, TransientBackendError
-from leitstand.files import digest_bytes, digest_file, digest_json
+from leitstand.files import digest_bytes, digest_file, digest_json, short_digest
 from leitstand.settings import S3Settings
 
 __all__ = ["BaseModel", "resolve_base"]
@@ -90,7 +90,7 @@ def _from_package(base: str) -> Path:
 def _from_s3(base: str, home: Path, s3: S3Settings) -> Path:
     from models.blobs import fetch  # noqa: PLC0415  boto3 only where a base really is remote
 
-    target = home / "bases" / digest_bytes(base.encode())[7:23]
+    target = home / "bases" / short_digest(digest_bytes(base.encode()))
     return fetch.fetch_folder(base, target, s3)
 
 

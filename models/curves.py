@@ -7,18 +7,18 @@ and no point twice. ``curves.csv`` is written whole, atomically.
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from leitstand.files import write_text
-from leitstand.ports import TrackedRun
+from leitstand.ports import Progress, TrackedRun
 
-__all__ = ["COLUMNS", "Curves", "ProgressCallback"]
+__all__ = ["COLUMNS", "Curves"]
 
-ProgressCallback = Callable[[int, int, Mapping[str, float]], None]
 COLUMNS = ("step", "epoch", "split", "loss", "accuracy", "learning_rate", "grad_norm", "examples_per_second")
 
 
@@ -32,10 +32,10 @@ class Curves:
         progress: Called with steps done, steps in total and the latest numbers. A terminal also shows a bar.
     """
 
-    def __init__(self, file: Path, run: TrackedRun | None, total: int, progress: ProgressCallback | None) -> None:
+    def __init__(self, file: Path, run: TrackedRun | None, total: int, progress: Progress | None) -> None:
         self.rows: list[dict[str, Any]] = []
         self._file, self._run, self._total = file, run, total
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._watchers = [progress] if progress else []
         if run is not None and sys.stderr.isatty():
             self._watchers.append(self._show)
@@ -68,7 +68,7 @@ class Curves:
     def _show(self, step: int, total: int, numbers: Mapping[str, float]) -> None:
         if self._bar is None:
             columns = ("{task.description}", BarColumn(), "{task.completed}/{task.total}", "{task.fields[numbers]}")
-            self._bar = Progress(
+            self._bar = Bar(
                 *(TextColumn(c) if isinstance(c, str) else c for c in columns),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),

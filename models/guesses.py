@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold, cross_val_predict
 
-from leitstand.files import atomic_path, digest_json
+from leitstand.files import atomic_path, digest_json, short_digest
 from leitstand.settings import S3Settings
 from leitstand.types import Snapshot
 from leitstand.usecase import UseCase
@@ -78,7 +78,7 @@ def embed_base(
     """Pooled embeddings of the base's training texts (from the cache when they are there) and of `texts`, float32."""
     model = resolve_base(use_case.model.base, home=home, s3=s3, folder=use_case.folder)
     key = digest_json([model.digest, base.splits["train"].digest, use_case.model.max_tokens])
-    path = home / "cache" / "embeddings" / f"{key[7:23]}.npy"
+    path = home / "cache" / "embeddings" / f"{short_digest(key)}.npy"
     kept = _read(path, len(base_texts))
     tune_process()
     tokenizer = load_base_tokenizer(model.folder, use_case.model.max_tokens)

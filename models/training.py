@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from leitstand.errors import ConfigurationError, IntegrityError, NotFoundError
 from leitstand.files import digest_json, write_text
-from leitstand.ports import ExperimentTracker, TrackedRun
+from leitstand.ports import ExperimentTracker, Progress, TrackedRun
 from leitstand.settings import S3Settings
 from leitstand.types import RunRecord, Snapshot
 from leitstand.usecase import TrainingProfile, UseCase
@@ -35,7 +35,7 @@ from models.base import BaseModel, resolve_base
 from models.batching import encode
 from models.calibration import expected_calibration_error, fit_temperature, negative_log_likelihood, softmax
 from models.checkpoints import Checkpoints, disk_errors
-from models.curves import Curves, ProgressCallback
+from models.curves import Curves
 from models.data import load_split
 from models.distributed import Workers, open_workers
 from models.encoder import build_classifier, load_base_tokenizer, save_classifier
@@ -82,7 +82,7 @@ def train(
     commit: str,
     s3: S3Settings,
     seed: int | None = None,
-    progress: ProgressCallback | None = None,
+    progress: Progress | None = None,
     warm_start: Path | None = None,
 ) -> RunRecord:
     """Trains, calibrates, and saves a classifier; or returns the finished run of the same key.
@@ -137,7 +137,7 @@ class _Job:
         self.parent = read_manifest(warm_start).digest if warm_start else None
         self.profile: TrainingProfile = use_case.profile(name)
 
-    def run(self, seed: int, key: str, tracker: ExperimentTracker, progress: ProgressCallback | None) -> RunRecord:
+    def run(self, seed: int, key: str, tracker: ExperimentTracker, progress: Progress | None) -> RunRecord:
         config = self._config(seed, key, tune_process())
         with _tracked(tracker, self, config) as run:
             torch.manual_seed(seed)
