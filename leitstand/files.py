@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ __all__ = [
     "short_digest",
     "write_text",
 ]
+
+_ABANDONED_S = 86_400
 
 
 def digest_bytes(data: bytes) -> str:
@@ -74,9 +78,11 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `target`; renames it into place when the block succeeds.
 
     A `target` that exists already is replaced. Losing the race against another writer of the same
-    content-addressed folder is no error: the first one stays.
+    content-addressed folder is no error: the first one stays. What killed writers left behind more than a
+    day ago is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
     try:
         yield part
@@ -84,6 +90,13 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         _swap_in(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with contextlib.suppress(OSError):
+            if left.suffix in (".part", ".old") and time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _swap_in(part: Path, target: Path) -> None:

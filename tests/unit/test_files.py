@@ -1,5 +1,6 @@
 """Writes are whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,15 @@ def test_equal_values_have_equal_digests_whatever_their_order(tmp_path: Path) ->
         canonical_json(float("nan"))
     file = write_text(tmp_path / "x", "")
     assert digest_file(file) == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_what_a_killed_writer_left_behind_is_removed_a_day_later(tmp_path: Path) -> None:
+    old, fresh, other = (tmp_path / name for name in (".data.a.part", ".data.b.part", ".data2.a.part"))
+    for folder in (old, fresh, other):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    with atomic_dir(tmp_path / "data") as part:
+        (part / "whole").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.b.part", ".data2.a.part", "data"]
