@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init", "Write a new use case that runs."),
     "run": ("run", "Run the lifecycle of a use case in this process: data, training, gates, registry, Bento."),
     "data": ("data", "Ingest and validate data sets."),
+    "label": ("label", "Say what is right about logged answers, in the terminal or by CSV."),
     "runs": ("runs", "List, compare and sync training runs."),
     "models": ("models", "List, show, promote and verify registered model versions."),
     "package": ("package", "Build a Bento from a registered version."),
