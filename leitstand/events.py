@@ -15,6 +15,7 @@ import structlog
 from leitstand import __version__
 
 __all__ = [
+    "AlertTold",
     "AliasMoved",
     "BentoBuilt",
     "DataIngested",
@@ -127,6 +128,19 @@ class RolloutMoved(Event):
     percent: float
     actor: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlertTold(Event):
+    """People were told of trouble, or of its end."""
+
+    action = "leitstand.alert.told"
+    key: str
+    severity: str
+    title: str
+    resolved: bool
+    notification: int
+    runbook: str
 
 
 def _to_ecs(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ pass it down. Secrets are `SecretStr` and never printed.
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from leitstand.errors import ConfigurationError
 
 __all__ = [
+    "AlertSettings",
     "BlobSettings",
     "GatewaySettings",
     "LineageSettings",
@@ -25,6 +27,7 @@ __all__ = [
     "S3Settings",
     "ServingSettings",
     "Settings",
+    "SmtpSettings",
     "TrackingSettings",
     "apply_environment",
     "child_environment",
@@ -137,6 +140,49 @@ class GatewaySettings(_Group):
     )
 
 
+class SmtpSettings(_Group):
+    """The mail server that alerts are handed to, and who gets them."""
+
+    host: str = Field(default="", description="empty: no e-mail")
+    port: int = Field(default=587, ge=1, le=65535)
+    starttls: bool = Field(default=True, description="encrypt before anything is said; refuse a server that cannot")
+    user: str = ""
+    password: SecretStr | None = None
+    sender: str = Field(default="leitstand@localhost", description="address that the mails come from")
+    recipients: tuple[str, ...] = Field(default=(), description="addresses, as a JSON list")
+
+
+class AlertSettings(_Group):
+    """Where alerts go besides the log, and how often. A sink is used when its address is set."""
+
+    webhook_url: str = Field(default="", description="gets each alert as a CloudEvent (structured JSON)")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="key of the HMAC-SHA256 in the header `x-leitstand-signature`; none: unsigned"
+    )
+    slack_url: SecretStr | None = Field(
+        default=None, description="Slack-compatible incoming webhook; its URL is secret"
+    )
+    alertmanager_url: str = Field(
+        default="", description="base URL of a Prometheus Alertmanager, like http://host:9093"
+    )
+    smtp: SmtpSettings = SmtpSettings()
+    runbooks: str = Field(default="docs/runbooks", description="URL or folder below which the runbooks lie")
+    timeout_s: float = Field(default=5.0, gt=0, description="for one attempt to reach a sink")
+    attempts: int = Field(default=3, ge=1, le=10, description="per delivery; what fails is kept and tried again later")
+    repeat_after: timedelta = Field(
+        default=timedelta(hours=12), gt=timedelta(), description="until trouble that lasts is told again"
+    )
+    cool_down: timedelta = Field(
+        default=timedelta(hours=1), description="trouble that returns sooner must last before it is told again"
+    )
+    steady: int = Field(
+        default=2, ge=1, description="observations in a row that end trouble, or that prove a quick return of it"
+    )
+    keep_for: timedelta = Field(
+        default=timedelta(days=7), gt=timedelta(), description="until an alert that no sink takes is given up"
+    )
+
+
 class LocalSettings(_Group):
     """What `leitstand up` starts on this machine."""
 
@@ -163,12 +209,15 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     gateway: GatewaySettings = GatewaySettings()
+    alerts: AlertSettings = AlertSettings()
     local: LocalSettings = LocalSettings()
 
     @model_validator(mode="after")
     def _safe_outside_local(self) -> Self:
         if self.environment != "local" and self.lineage.url.startswith("http://") and self.lineage.api_key:
             raise ValueError("lineage.url must be https:// when an API key is sent outside environment=local")
+        if self.environment != "local" and self.alerts.smtp.password and not self.alerts.smtp.starttls:
+            raise ValueError("alerts.smtp.starttls must be on when a password is sent outside environment=local")
         return self
 
     @property

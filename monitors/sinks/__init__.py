@@ -1,0 +1,1 @@
+"""Where alerts go: webhook, e-mail, Slack-compatible chat, Alertmanager. Each passes ``tests/contracts/``."""
