@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from governance.log_language import LanguageSampler
+from governance.log_language import MAX_CHARACTERS, LanguageSampler
 from governance.log_location import LogLocation, open_log_location
 from leitstand.errors import BackendError, PermanentBackendError
 from leitstand.settings import MonitoringSettings, Settings
@@ -192,7 +192,7 @@ class ParquetInferenceLog:
     def _remember(self, texts: Sequence[str]) -> None:
         for place, text in enumerate(texts, start=len(self._rows)):
             if self._languages.wants():
-                self._texts[place] = text
+                self._texts[place] = text[:MAX_CHARACTERS]
 
     def _drop(self, count: int) -> None:
         self._refused += count
@@ -211,6 +211,7 @@ class ParquetInferenceLog:
         for _ in range(2):  # what a failed write held, then what came meanwhile
             if self.buffered:
                 self._write_once()
+        self._languages.close()
 
     def _wait(self) -> bool:
         """Until there is something to write; False when the log is closing."""

@@ -398,7 +398,9 @@ class Feedback(_Record):
     request_id: str
     index: int = Field(default=0, ge=0)
     use_case: str
-    label: str | None = Field(default=None, description="the right label; None withdraws an earlier one")
+    label: str | None = Field(
+        default=None, description="the right label; None withdraws an earlier one, unless a rating is given"
+    )
     rating: int | None = Field(default=None, ge=-1, le=1, description="-1 bad, 0 neutral, 1 good")
     source: str = Field(description="who says so: an agent's pseudonym or a system's name")
     at: Utc

@@ -224,6 +224,36 @@ def test_what_dead_writers_left_is_swept_and_never_read(place: LogLocation) -> N
     assert ids(place) == expected(8)
 
 
+def test_a_detector_that_dies_costs_languages_and_no_rows(tmp_path: Path) -> None:
+    log = open_inference_log(Settings(home=tmp_path))
+    texts = ["Where is my card, please?"]
+    log.append([row(0, language="")], texts)
+    log.flush()
+    child = log._languages._child
+    assert child is not None
+    child.kill()
+    child.wait()
+    with capture_logs() as said:
+        for number in (1, 2):
+            log.append([row(number, language="")], texts)
+            log.flush()
+    log.close()
+    assert [entry["log_level"] for entry in said] == ["warning"], "once"
+    assert ids(open_log_location(Settings(home=tmp_path))) == expected(3)
+
+
+def test_without_lingua_the_log_says_so_once_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("governance.log_language.importlib.util.find_spec", lambda name: None)
+    log = open_inference_log(Settings(home=tmp_path))
+    with capture_logs() as said:
+        for number in range(2):
+            log.append([row(number, language="")], ["Where is my card, please?"])
+            log.flush()
+    log.close()
+    assert ["pip install" in entry["hint"] for entry in said] == [True]
+    assert ids(open_log_location(Settings(home=tmp_path))) == expected(2)
+
+
 def test_rows_that_fit_no_column_are_dropped_alone(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, monitoring=MonitoringSettings(languages_per_s=0))
     log = open_inference_log(settings)

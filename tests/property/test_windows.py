@@ -1,6 +1,6 @@
 """Whatever is logged, compacted, repeated or late: a window holds each answer once, with what counts about it."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,6 +78,25 @@ def test_a_window_is_the_set_of_its_keys(
     keys = [tuple(record.values()) for record in found]
     expected = {(r.request_id, r.index, r.route) for written in writes for r in written if start <= r.at < end}
     assert sorted(keys) == sorted(expected)
+
+
+ROWS = st.builds(
+    row, number=st.integers(0, 9), request_id=st.text(max_size=8), index=st.integers(0, 2**31 - 1),
+    subject=st.text(max_size=4), label=st.text(max_size=4), score=st.floats(0, 1, width=32), abstain=st.booleans(),
+    probabilities=st.binary(max_size=8), embedding=st.binary(max_size=8), characters=st.integers(0, 2**31 - 1),
+    latency_ms=st.floats(0, 1e6, width=32), version=st.integers(0, 2**31 - 1),
+    at=st.datetimes(min_value=NOON.replace(tzinfo=None), max_value=NOON.replace(hour=23, tzinfo=None),
+        timezones=st.just(UTC)),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(ROWS, max_size=5, unique_by=lambda each: (each.request_id, each.index)))
+def test_any_row_survives_the_file(tmp_path_factory: pytest.TempPathFactory, written: list[WindowRow]) -> None:
+    place = location(tmp_path_factory.mktemp("log"))
+    put(place, 1, written)
+    found = read_window(place, "support", NOON, NOON + DAY, columns=ROW_SCHEMA.names).to_pylist()
+    assert [WindowRow(**record) for record in found] == written
 
 
 def test_rows_come_back_as_they_were_written(place: LogLocation) -> None:
