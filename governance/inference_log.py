@@ -150,7 +150,7 @@ class ParquetInferenceLog:
                 self._drop(len(rows))
                 return
             if texts:
-                self._remember(texts)
+                self._remember(texts[: len(rows)])
             self._rows.extend(rows)
             self._accepted += len(rows)
             if self._oldest is None:

@@ -18,7 +18,7 @@ __all__ = ["app", "main"]
 
 # name: (module below leitstand.commands, help line). The help stands here so that listing imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "up": ("local", "Start everything on this machine: Prefect, a worker, the deployed Bentos."),
+    "up": ("local", "Start everything on this machine: Prefect, a worker, the gateway, the deployed Bentos."),
     "down": ("local", "Stop what `up` started."),
     "status": ("local", "Show what runs, where, and whether it is ready."),
     "doctor": ("doctor", "Check this installation and say how to mend what is wrong."),
@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label": ("label", "Say what is right about logged answers, in the terminal or by CSV."),
     "runs": ("runs", "List, compare and sync training runs."),
     "models": ("models", "List, show, promote and verify registered model versions."),
+    "gateway": ("gateway", "Run the gateway, which routes requests to model versions."),
+    "routes": ("routes", "Show and change who answers a use case."),
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),

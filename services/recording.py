@@ -80,7 +80,8 @@ class Recorder:
                 texts = answered.payload.texts()
                 predictions = decode_answer(answered.reply.body, answered.reply.head_bytes)
                 rows = window_rows(answered, texts, predictions, self._key)
-                self._log.append(rows, texts)
+                if rows:
+                    self._log.append(rows, texts)
                 for row in rows:
                     DOUBT.labels(row.use_case, str(row.version), row.route).observe(1 - row.score)
             except (LeitstandError, HttpError, ValueError) as error:

@@ -12,14 +12,18 @@ import typer
 
 from flows.deploying import LocalDeployer, is_ready
 from flows.supervisor import Program, port_is_free, wait_until
+from governance.routes.opening import open_route_store
+from governance.routes.tables import ensure_stable
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, PermanentBackendError
 from leitstand.settings import Settings, load_settings, quiet_environment
+from leitstand.types import Target
 
 app = typer.Typer(add_completion=False)
 
 SERVER = "prefect-server"
 WORKER = "prefect-worker"
+GATEWAY = "gateway"
 POOL = "local"
 
 
@@ -27,21 +31,22 @@ POOL = "local"
 def up(
     deploy: bool = typer.Option(True, help="Create or update the Prefect deployments of all use cases"),
 ) -> None:
-    """Start everything on this machine: Prefect, a worker, the deployed Bentos. Repeating it is no error."""
+    """Start Prefect, a worker, the gateway and the deployed Bentos on this machine. Repeating it is no error."""
     settings = load_settings()
     deployer = LocalDeployer(settings)
     supervisor = deployer.supervisor
     supervisor.start()
     port = settings.local.prefect_port
-    if supervisor.state(SERVER) is None and not port_is_free("127.0.0.1", port):
-        raise ConfigurationError(
-            f"Port {port} for the Prefect server is taken by another program",
-            hint="stop that program, or choose another port with LEITSTAND_LOCAL__PREFECT_PORT",
-        )
+    _need_port(deployer, SERVER, "127.0.0.1", port, "LEITSTAND_LOCAL__PREFECT_PORT")
+    _need_port(deployer, GATEWAY, settings.gateway.host, settings.gateway.port, "LEITSTAND_GATEWAY__PORT")
     environment = quiet_environment(settings, base={})
     server = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     supervisor.put(Program(name=SERVER, command=server, environment=environment))
     endpoints = deployer.start_all()
+    _ensure_routes(settings, deployer)
+    gateway = [sys.executable, "-m", "leitstand.cli", "gateway"]
+    stop_wait_s = settings.serving.drain_s + 10
+    supervisor.put(Program(name=GATEWAY, command=gateway, environment=environment, stop_wait_s=stop_wait_s))
     _say(f"Waiting for Prefect on port {port} ...")
     wait_until(
         lambda: prefect_is_up(settings),
@@ -55,6 +60,12 @@ def up(
     if deploy:
         for file in deployment_files(settings):
             _prefect(settings, "deploy", "--all", "--prefect-file", str(file))
+    wait_until(
+        lambda: is_ready(gateway_url(settings)),
+        timeout_s=settings.local.ready_timeout_s,
+        what="the gateway to be ready",
+        give_up=lambda: _fatal(deployer, GATEWAY),
+    )
     for endpoint in endpoints:
         wait_until(
             lambda url=endpoint.url: is_ready(url),
@@ -88,6 +99,8 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
         }
         if state.name == SERVER:
             row |= {"url": f"http://127.0.0.1:{settings.local.prefect_port}", "ready": prefect_is_up(settings)}
+        if state.name == GATEWAY:
+            row |= {"url": gateway_url(settings), "ready": is_ready(gateway_url(settings))}
         endpoint = deployer.endpoint_of(state.name)
         if endpoint:
             row |= {"url": endpoint.url, "ready": is_ready(endpoint.url), "tag": endpoint.tag}
@@ -105,6 +118,12 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
     )
 
 
+def gateway_url(settings: Settings) -> str:
+    """Where this machine's gateway answers; one that binds to every address answers on loopback."""
+    host = settings.gateway.host
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{settings.gateway.port}"  # noqa: S104
+
+
 def prefect_is_up(settings: Settings) -> bool:
     """Whether the local Prefect server answers as healthy."""
     url = quiet_environment(settings)["PREFECT_API_URL"]
@@ -120,6 +139,24 @@ def deployment_files(settings: Settings) -> list[Path]:
     return [
         path for path in (Path("prefect.yaml"), *sorted(settings.usecases.glob("*/prefect.yaml"))) if path.is_file()
     ]
+
+
+def _need_port(deployer: LocalDeployer, program: str, host: str, port: int, variable: str) -> None:
+    if deployer.supervisor.state(program) is None and not port_is_free(host, port):
+        raise ConfigurationError(
+            f"Port {port} for {program} is taken by another program",
+            hint=f"stop that program, or choose another port with {variable}",
+        )
+
+
+def _ensure_routes(settings: Settings, deployer: LocalDeployer) -> None:
+    """Bentos that were deployed before there were routes get theirs."""
+    store = open_route_store(settings)
+    for name in {endpoint.use_case for endpoint in deployer.everything()} - set(store.names()):
+        endpoint = deployer.current(name)
+        if endpoint is not None:
+            target = Target(version=endpoint.version, url=endpoint.url)
+            ensure_stable(store, name, target, actor="leitstand up", reason="it was deployed before routes were kept")
 
 
 def _prefect(settings: Settings, *arguments: str) -> None:

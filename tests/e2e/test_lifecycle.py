@@ -65,11 +65,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(project / "usecases", folder / "usecases")
     shutil.copy(project / "prefect.yaml", folder)
-    prefect, port = free_ports(2)
+    prefect, port, gateway = free_ports(3)
     environment = os.environ | {
         "LEITSTAND_HOME": str(folder / ".leitstand"),
         "LEITSTAND_USECASES": str(folder / "usecases"),
         "LEITSTAND_LOCAL__PREFECT_PORT": str(prefect),
+        "LEITSTAND_GATEWAY__PORT": str(gateway),
     }
     environment.pop("PREFECT_API_URL", None)
     workspace = Workspace(folder, environment, f"http://127.0.0.1:{port}")

@@ -29,6 +29,7 @@ def test_every_command_of_the_first_tutorial_works(tmp_path: Path, project: Path
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LEITSTAND_HOME": str(tmp_path / ".leitstand"),
         "LEITSTAND_LOCAL__PREFECT_PORT": str(free_ports(1)[0]),
+        "LEITSTAND_GATEWAY__PORT": str(free_ports(1)[0]),
     }
     done = subprocess.run(
         ["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
