@@ -19,7 +19,7 @@ from services.errors import bad_request, too_large
 __all__ = ["DATATYPES", "OUTPUTS", "InferRequest", "check_texts", "decode_request", "encode_response"]
 
 OUTPUTS = ("label", "score", "abstain")
-VECTORS = ("probabilities", "embedding")
+VECTORS = frozenset(("probabilities", "embedding"))
 DATATYPES = {"label": "BYTES", "score": "FP32", "abstain": "BOOL", "probabilities": "FP32", "embedding": "FP32"}
 MAX_TEXTS = 1024
 
@@ -70,15 +70,17 @@ def encode_response(
     model: str, version: str, request: InferRequest, answers: Sequence[Answer]
 ) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part when tensors follow in binary."""
+    shape = [len(answers)]
+    options = 0
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for name, binary in request.outputs.items():
         values: Any = [getattr(answer, name) for answer in answers]
-        shape = [len(answers)]
-        if name in VECTORS:
-            matrix = np.stack(values).astype("<f4", copy=False)
-            shape, values = list(matrix.shape), matrix.ravel()
         tensor: dict[str, Any] = {"name": name, "datatype": DATATYPES[name], "shape": shape}
+        if name in VECTORS:
+            options = orjson.OPT_SERIALIZE_NUMPY
+            matrix = np.stack(values).astype("<f4", copy=False)
+            tensor["shape"], values = list(matrix.shape), matrix.ravel()
         if binary:
             raw = _pack(name, values)
             tensor["parameters"] = {"binary_data_size": len(raw)}
@@ -89,7 +91,7 @@ def encode_response(
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
     if request.request_id is not None:
         document["id"] = request.request_id
-    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    head = orjson.dumps(document, option=options)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
 
 
