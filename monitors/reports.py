@@ -199,9 +199,14 @@ def _plan(data: ReportData, notes: list[str]) -> Iterator[tuple[str, str, Any]]:
     for group, (title, lead) in _SECTIONS.items():
         names = list(data.groups.get(group, ()))
         if names:
-            yield title, lead, lambda names=names: Report([DataDriftPreset(columns=names)]).run(now, before)
+            yield title, lead, lambda names=names: Report([_distances(names)]).run(now, before)
     summary, lead = DataSummaryPreset(columns=columns), "Volume, missing values and distributions of the sampled rows."
     yield "Data", lead, lambda: Report([summary]).run(now, before)
+
+
+def _distances(columns: list[str]) -> DataDriftPreset:
+    """Distances, whatever the number of rows: Evidently's choice turns to p-values at 1,000, and the history breaks."""
+    return DataDriftPreset(columns=columns, num_method="wasserstein", cat_method="jensenshannon")
 
 
 def _quality(window: pd.DataFrame, reference: pd.DataFrame) -> Snapshot:
@@ -284,15 +289,14 @@ def _open_project(subject: Subject, folder: Path) -> None:
 
 
 def _panels() -> Sequence[Any]:
-    share = PanelMetric(metric="DriftedColumnsCount", metric_labels={"value_type": "share"})
-    score = PanelMetric(legend="score", metric="ValueDrift", metric_labels={"column": "score"})
-    label = PanelMetric(legend="label", metric="ValueDrift", metric_labels={"column": "label"})
-    far = "embedding distance"
-    distance = PanelMetric(legend=far, metric="ValueDrift", metric_labels={"column": far})
-    accuracy = PanelMetric(legend="accuracy", metric="Accuracy")
-    note = "Evidently's defaults; not calibrated"
+    def drift(*columns: str) -> list[PanelMetric]:
+        return [PanelMetric(legend=name, metric="ValueDrift", metric_labels={"column": name}) for name in columns]
+
+    note = "Wasserstein distance in reference deviations, or Jensen-Shannon distance; not calibrated"
     return [
-        line_plot_panel("Share of columns that Evidently marks, by section", [share], note),
-        line_plot_panel("Drift of predictions and embeddings", [score, label, distance], note),
-        line_plot_panel("Accuracy on labelled rows", [accuracy], "where people gave labels"),
+        line_plot_panel("Drift of predictions and embeddings", drift("label", "score", "embedding distance"), note),
+        line_plot_panel("Drift of texts", drift("words", "tokens", "upper_share", "language"), note),
+        line_plot_panel(
+            "Accuracy", [PanelMetric(legend="accuracy", metric="Accuracy")], "on rows with feedback labels"
+        ),
     ]

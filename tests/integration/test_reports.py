@@ -70,11 +70,16 @@ def test_a_report_covers_quality_predictions_embeddings_texts_and_data(full: Rep
         assert any(f"column={column}," in name for name in drifted), column
 
 
+def test_drift_is_measured_alike_in_small_and_large_windows_so_that_the_history_compares(full: ReportFiles):
+    methods = {re.sub(r".*method=([^,]*),.*", r"\1", name) for name in full.record.metrics if name.startswith("Value")}
+    assert methods == {"wasserstein", "jensenshannon"}
+
+
 def test_the_face_says_verdict_sampling_and_exactness_and_keeps_them_apart_from_evidentlys_marks(full: ReportFiles):
     face = html.unescape(full.html.read_text().partition("<body>")[2].partition("</section>")[0])
     for text in (
         ">drifted<", "mmd", "300 of the 600 rows of the window, drawn at random", "300 of the 500 rows of the ref",
-        "standard error", "Kolmogorov-Smirnov", "Evidently's, with its own default tests", 'href="index.html"',
+        "standard error", "Kolmogorov-Smirnov", "Evidently's: distances against its fixed limit", 'href="index.html"',
     ):  # fmt: skip
         assert text in face, text
     assert (full.sampled_from, full.sampled_rows) == (600, 300)
