@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
+    "reports": ("reports", "List drift reports, find their pages, show their history."),
 }
 
 
