@@ -125,5 +125,6 @@ def _limitations(use_case: UseCase, snapshot: Snapshot, evaluation: EvaluationRe
     if undecided:
         found.append(f"Too little data to decide: {', '.join(undecided)}.")
     if snapshot.quarantined:
-        found.append(f"{snapshot.quarantined} rows of the source were quarantined and are not represented.")
+        kind = "feedback" if snapshot.parent else "the source"
+        found.append(f"{snapshot.quarantined} rows of {kind} were quarantined and are not represented.")
     return found

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from governance.lineage_datasets import snapshot_dataset, source_datasets
 from governance.rows import normalise
 from leitstand.errors import ConfigurationError, IntegrityError, ValidationFailed
 from leitstand.files import digest_json
@@ -18,8 +19,10 @@ from leitstand.settings import S3Settings
 from leitstand.types import GateOutcome, RunRecord, Snapshot, utc_now
 from leitstand.usecase import ChampionRule, FeedbackSpec, GateSpec, GoldenSpec, UseCase
 from models.artifact import read_config
+from models.card import write_card
 from models.evaluation import Samples, evaluate
 from models.feedback import FeedbackRow
+from models.gate_report import write_gate_report
 from models.gates import decide
 from models.golden import Golden, draw_golden, load_golden, write_golden
 from models.guesses import guess
@@ -224,6 +227,21 @@ def test_a_champion_without_the_new_label_is_compared_and_the_reason_says_how(
     assert verdict.outcome is GateOutcome.PASS, [result.reason for result in verdict.results]
     assert "labels that the champion lacks" in verdict.results[0].reason
     assert "lacks" not in verdict.results[1].reason
+
+
+def test_the_card_of_a_retrained_model_names_feedback_new_labels_and_parent(
+    case: UseCase, snapshot: Snapshot, candidate: RunRecord, tmp_path: Path
+) -> None:
+    report = evaluate(case, snapshot, candidate.model_dir, out=tmp_path, samples=SMALL)
+    verdict = decide(case, report, now=utc_now())
+    files = write_card(use_case=case, snapshot=snapshot, run=candidate, evaluation=report, gates=verdict, out=tmp_path)
+    for file in files.values():
+        text = file.read_text()
+        wanted = (snapshot.parent, snapshot.source_digests["feedback"], "delay", candidate.warm_start)
+        assert all(str(fact) in text for fact in wanted)
+    assert all("labels:new" in path.read_text() for path in write_gate_report(verdict, report, case, tmp_path).values())
+    assert {d.name for d in source_datasets(snapshot)} == set(snapshot.sources.values())
+    assert snapshot_dataset(snapshot).facets["version"].datasetVersion == snapshot.digest
 
 
 def test_a_model_with_more_labels_than_the_data_can_be_measured_as_champion(
