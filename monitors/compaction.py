@@ -32,7 +32,7 @@ __all__ = ["CompactionResult", "compact"]
 
 GRACE = timedelta(minutes=10)
 SLICE_ROWS = 250_000  # what is sorted in memory at once
-GROUP_ROWS = 65_536
+GROUP_ROWS = 32_768
 ABANDONED_S = 3600.0
 
 logger = structlog.get_logger()

@@ -69,9 +69,15 @@ def live(files: Sequence[DayFile]) -> list[DayFile]:
     return [file for file in files if file.name not in replaced]
 
 
-def opened(files: Iterable[DayFile], location: LogLocation) -> ds.FileSystemDataset:
-    """The files as one dataset in the present schema; columns that older files lack are null."""
-    fragments = [file.fragment for file in files]
+def opened(
+    files: Iterable[DayFile], location: LogLocation, condition: ds.Expression | None = None
+) -> ds.FileSystemDataset:
+    """The files as one dataset in the present schema; columns that older files lack are null.
+
+    Each row group is a fragment of its own, since a scan buffers whole fragments, and a compacted file is large.
+    Row groups whose statistics exclude `condition` are left out.
+    """
+    fragments = [part for file in files for part in file.fragment.split_by_row_group(condition, ROW_SCHEMA)]
     return ds.FileSystemDataset(fragments, ROW_SCHEMA, _FORMAT, location.filesystem)
 
 

@@ -36,7 +36,7 @@ FEEDBACK_FIELDS = (
 )
 WINDOW_SCHEMA = pa.schema([*ROW_SCHEMA, *FEEDBACK_FIELDS])
 TOLERANCE = timedelta(minutes=5)  # clocks of different machines differ a little
-BATCH_ROWS = 65_536
+BATCH_ROWS = 32_768
 _KEY = ("request_id", "index", "route")
 _SEPARATOR = "\x1f"
 pc: Any = pyarrow.compute  # its functions are made at import; type checkers see none of them
@@ -146,9 +146,9 @@ def _scan(
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a day. When a file was removed meanwhile the day is begun again; `seen` leaves out what was given."""
     for attempt in range(ATTEMPTS):
-        dataset = opened(live(day_files(location, use_case, day)), location)
+        dataset = opened(live(day_files(location, use_case, day)), location, condition)
         scanner = dataset.scanner(
-            columns=columns, filter=condition, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=2
+            columns=columns, filter=condition, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
         )
         try:
             with translated(f"{location.uri}: {use_case} on {day}"):
