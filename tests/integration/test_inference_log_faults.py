@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -174,6 +175,41 @@ def test_late_rows_join_a_day_that_was_merged(place: LogLocation) -> None:
     assert ids(place) == expected(9)
     compact(place, "support", NOON + DAY + MINUTE, retention_days=30)
     assert ids(place) == expected(9)
+
+
+def test_writers_compaction_and_readers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Compaction of the running day without any grace, as fast as it goes, beside two writers and a reader."""
+    settings = Settings(monitoring=MonitoringSettings(log=str(tmp_path / "log"), flush_rows=5, languages_per_s=0))
+    place = open_log_location(settings)
+    writing = threading.Event()
+
+    def write(start: int) -> None:
+        log = open_inference_log(settings)
+        for number in range(start, start + 150):
+            log.append([row(number)])
+            if number % 10 == 0:
+                log.flush()
+        log.close()
+
+    def merge() -> None:
+        runs = 0
+        while not writing.is_set():
+            runs += 1
+            moment = NOON + runs * MINUTE
+            compact(place, "support", moment, retention_days=30, today=True, grace=timedelta())
+
+    writers = [threading.Thread(target=write, args=(start,)) for start in (0, 150)]
+    merger = threading.Thread(target=merge)
+    for thread in (*writers, merger):
+        thread.start()
+    seen = 0
+    while any(thread.is_alive() for thread in writers):
+        found = ids(place)
+        assert len(set(found)) == len(found) >= seen, "never fewer than before"
+        seen = len(found)
+    writing.set()
+    merger.join()
+    assert ids(place) == expected(300)
 
 
 def test_a_reader_survives_files_that_vanish_after_it_listed_them(
