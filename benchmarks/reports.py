@@ -23,7 +23,7 @@ DEFAULT_SAMPLE = 10_000
 
 def measure(rows: int, sample: int) -> dict[str, Any]:
     """One report in this process: seconds, peak memory and its growth, sizes on disk."""
-    from tests.windows_for_tests import START, window_table
+    from tests.report_windows_for_tests import START, window_table
 
     labels = tuple(f"label_{number:02d}" for number in range(77))
     reference = window_table(rows, seed=1, feedback=1.0, labels=labels, dimensions=384)

@@ -11,7 +11,6 @@ calibrated and decide nothing. A page is about 4 MB, nearly all of it Evidently'
 """
 
 import math
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,11 @@ import pandas as pd
 import pyarrow as pa
 
 from leitstand.errors import PermanentBackendError
-from leitstand.files import atomic_path, digest_bytes, write_text
+from leitstand.files import digest_bytes, write_text
 from leitstand.pages import render
 from leitstand.types import DriftReport, utc_now
 from monitors.report_data import MINIMUM_ROWS, ReportData, prepare
-from monitors.report_record import WindowReport, file_stem, project_id, snapshot_id, snapshot_path
+from monitors.report_record import WindowReport, file_stem, project_id, snapshot_path
 
 with warnings.catch_warnings():  # evidently 0.7 uses what litestar and numpy call deprecated
     warnings.simplefilter("ignore")
@@ -264,16 +263,9 @@ def _escaped(text: str) -> str:
 
 
 def _keep(snapshot: Snapshot, subject: Subject, stem: str, folder: Path) -> None:
-    """Puts the snapshot into the workspace: written by Evidently elsewhere, then moved in whole."""
+    """Puts the snapshot into the workspace, whole, under an id that its window decides."""
     _open_project(subject, folder)
-    target = snapshot_path(folder, subject.use_case, stem)
-    with tempfile.TemporaryDirectory() as name:
-        draft = Workspace(name)
-        ids = project_id(subject.use_case), snapshot_id(subject.use_case, stem)
-        draft.state.write_snapshot(*ids, snapshot.to_snapshot_model())
-        written = snapshot_path(Path(name), subject.use_case, stem)
-        with atomic_path(target) as part:
-            part.write_bytes(written.read_bytes())
+    write_text(snapshot_path(folder, subject.use_case, stem), snapshot.dumps())
 
 
 def _open_project(subject: Subject, folder: Path) -> None:

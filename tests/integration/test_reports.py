@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -19,7 +20,7 @@ from leitstand.types import DriftReport, DriftScore
 from monitors.report_record import WindowReport, project_id, snapshot_id
 from monitors.reports import ReportFiles, Subject, build_report
 from tests.servers import free_ports, running, wait_until
-from tests.windows_for_tests import LABELS, START, window_table
+from tests.report_windows_for_tests import LABELS, START, window_table
 
 HOUR = timedelta(hours=1)
 FEW = ["label", "score", "feedback_label"]
@@ -97,9 +98,11 @@ def test_a_browser_without_a_network_shows_the_whole_report(full: ReportFiles, t
     assert "default-src 'none'" in page.partition("<title>")[0]
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", re.sub(r"<script.*?</script>", "", page, flags=re.S))
     dead = f"127.0.0.1:{free_ports(1)[0]}"
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    assert chromium, "chromium is missing: install it, the report is shown by a real browser"
     shown = subprocess.run(
         [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             f"--user-data-dir={tmp_path / 'profile'}", f"--proxy-server={dead}", "--proxy-bypass-list=<-loopback>",
             "--virtual-time-budget=10000", "--dump-dom", full.html.as_uri(),

@@ -1,15 +1,18 @@
 """What is asked next, what an answer in the terminal means, and what a label records."""
 
+import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from leitstand.commands.label_session import Item, Session
 from leitstand.types import Feedback
-from models.labelling import QUEUE_SCHEMA, choose, margins, opinion, top_guesses, weighted_accuracy
-from tests.windows_for_tests import LABELS, window_table
+from models.labelling import QUEUE_SCHEMA, choose, kept_inclusion, margins, opinion, top_guesses, weighted_accuracy
+from tests.feedback_for_tests import LABELS, answers
 
 NOW = datetime(2026, 11, 24, 9, tzinfo=UTC)
 
@@ -19,7 +22,7 @@ def keys(queue: pa.Table) -> list[tuple[str, int]]:
 
 
 def test_the_queue_holds_uncertain_rows_and_a_random_share_with_their_probabilities() -> None:
-    window = window_table(400, feedback=0.1)
+    window = answers(400, feedback=0.1)
     queue = choose(window, 50, random_share=0.2, seed=3)
     assert queue.schema == QUEUE_SCHEMA
     assert len(set(keys(queue))) == queue.num_rows == 50
@@ -32,14 +35,14 @@ def test_the_queue_holds_uncertain_rows_and_a_random_share_with_their_probabilit
 
 
 def test_the_order_of_the_window_changes_nothing() -> None:
-    window = window_table(200)
+    window = answers(200)
     mixed = window.take(pa.array(np.random.default_rng(1).permutation(200)))
     assert choose(window, 30, seed=5).equals(choose(mixed, 30, seed=5))
     assert not choose(window, 30, seed=5).equals(choose(window, 30, seed=6))
 
 
 def test_near_copies_of_one_question_are_not_all_asked() -> None:
-    window = window_table(300)
+    window = answers(300)
     margin = margins(window)
     doubt = int(np.argmin(margin))
     copies = pa.concat_tables([window, *[window.slice(doubt, 1)] * 60])
@@ -52,26 +55,26 @@ def test_near_copies_of_one_question_are_not_all_asked() -> None:
 
 
 def test_without_embeddings_and_probabilities_the_lowest_scores_are_asked() -> None:
-    window = window_table(100, with_embeddings=False)
+    window = answers(100, with_embeddings=False)
     queue = choose(window, 10, random_share=0)
     assert max(queue["score"].to_pylist()) <= sorted(window["score"].to_pylist())[10]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_a_small_window_is_asked_in_full(rows: int) -> None:
-    queue = choose(window_table(rows), 10)
+    queue = choose(answers(rows), 10)
     assert queue.num_rows == rows
     assert set(queue["inclusion_probability"].to_pylist()) <= {1.0}
 
 
 def test_shadow_answers_are_not_asked() -> None:
-    window = window_table(20)
+    window = answers(20)
     place = window.column_names.index("route")
     assert choose(window.set_column(place, "route", pa.array(["shadow"] * 20)), 5).num_rows == 0
 
 
 def test_weighting_by_inclusion_estimates_the_accuracy_of_the_whole_window() -> None:
-    window = window_table(500)
+    window = answers(500)
     sureness = margins(window).argsort().argsort() / 500
     right = np.random.default_rng(2).random(500) < 0.3 + 0.7 * sureness  # wrong where it is unsure
     truth = dict(zip(keys(window), right, strict=True))
@@ -93,6 +96,19 @@ def test_guesses_are_named_in_order_and_only_for_the_label_set_they_belong_to() 
     assert [label for label, _ in top_guesses(content, ("a", "b", "c"), 2)] == ["b", "c"]
     assert top_guesses(content, ("a", "b"), 2) == []
     assert top_guesses(b"", LABELS, 2) == []
+
+
+def test_inclusion_probabilities_are_kept_and_the_first_queue_counts(tmp_path: Path) -> None:
+    window = answers(60)
+    first, second = choose(window, 20, seed=1), choose(window, 40, seed=2)
+    pq.write_table(first, tmp_path / "b.parquet")
+    os.utime(tmp_path / "b.parquet", (1, 1))
+    pq.write_table(second, tmp_path / "a.parquet")
+    kept = kept_inclusion(tmp_path)
+    assert set(kept) == {*keys(first), *keys(second)}
+    assert all(
+        kept[key] == share for key, share in zip(keys(first), first["inclusion_probability"].to_pylist(), strict=True)
+    )
 
 
 def say(said: list[Feedback], label: str | None, source: str = "ann") -> bool:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from leitstand.errors import ConfigurationError
 from monitors.report_data import ReportData, prepare
-from tests.windows_for_tests import window_table
+from tests.report_windows_for_tests import window_table
 
 REFERENCE = window_table(300, seed=1, feedback=1.0)
 
