@@ -435,6 +435,11 @@ class DriftReport(_Record):
     scores: tuple[DriftScore, ...]
     drifted: bool
     insufficient: str = Field(default="", description="why the window could not be judged; empty when it was")
+    shift: Literal["", "none", "prior", "other"] = Field(
+        default="",
+        description="of a drifted window: `prior` when a changed mix of labels explains the embeddings, `other` when "
+        "it does not, `none` when they did not move; empty when it was not looked at",
+    )
     estimated_accuracy: Metric | None = Field(default=None, description="from confidences, without labels")
     measured_accuracy: Metric | None = Field(default=None, description="on the rows with feedback labels")
     reference_accuracy: float | None = None

@@ -203,7 +203,7 @@ class Whitening:
 
     def transform(self, rows: FloatArray) -> npt.NDArray[np.float32]:
         """(rows, k) whitened coordinates. O(n d k)."""
-        return (np.asarray(rows, np.float32) - self.centre) @ self.projection
+        return np.asarray((np.asarray(rows, np.float32) - self.centre) @ self.projection, np.float32)
 
     def distance(self, rows: FloatArray, whitened: FloatArray | None = None) -> npt.NDArray[np.float32]:
         """Mahalanobis distance per row, with one variance for all directions outside the components. O(n d).

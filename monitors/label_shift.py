@@ -155,8 +155,9 @@ def predicted_label_shift(reference: npt.ArrayLike, current: npt.ArrayLike) -> t
 
 
 def explain_by_prior_shift(
-    reference_features: FloatArray, reference_probabilities: FloatArray, features: FloatArray,
-    probabilities: FloatArray, *, alpha: float = 0.01, samples: int = 500, seed: int = 0,
+    reference_features: npt.NDArray[np.floating], reference_probabilities: npt.NDArray[np.floating],
+    features: npt.NDArray[np.floating], probabilities: npt.NDArray[np.floating], *,
+    alpha: float = 0.01, samples: int = 500, seed: int = 0,
 ) -> PriorShiftVerdict:  # fmt: skip
     """Whether a changed label mix alone explains how a window differs from the reference.
 
@@ -190,8 +191,9 @@ def explain_by_prior_shift(
 
 
 def _distance_test(
-    reference: FloatArray, weights: FloatArray, target: FloatArray, rows: int, samples: int, rng: np.random.Generator
-) -> Significance:
+    reference: npt.NDArray[np.floating], weights: FloatArray, target: FloatArray, rows: int, samples: int,
+    rng: np.random.Generator,
+) -> Significance:  # fmt: skip
     """Squared distance of the weighted mean to `target`, against redrawn references and windows."""
     n = len(reference)
     share = weights / weights.sum()

@@ -18,7 +18,9 @@ __all__ = [
     "average_threshold",
     "estimated_accuracy",
     "estimated_accuracy_by_threshold",
+    "estimated_accuracy_from_sums",
     "measured_accuracy",
+    "measured_accuracy_from_counts",
     "wilson_interval",
 ]
 
@@ -73,10 +75,15 @@ def estimated_accuracy(
     """
     known = np.asarray(scores, np.float64)
     known = known[np.isfinite(known)]
-    return _estimate(float(known.sum()), float((known * (1 - known)).sum()), len(known), offset, offset_variance, level)
+    sums = float(known.sum()), float((known * (1 - known)).sum())
+    return estimated_accuracy_from_sums(*sums, len(known), offset=offset, offset_variance=offset_variance, level=level)
 
 
-def _estimate(total: float, variance: float, rows: int, offset: float, offset_variance: float, level: float) -> Metric:
+def estimated_accuracy_from_sums(
+    total: float, variance: float, rows: int, *, offset: float = 0.0, offset_variance: float = 0.0,
+    level: float = LEVEL,
+) -> Metric:  # fmt: skip
+    """`estimated_accuracy` from ``sum s``, ``sum s (1 - s)`` and the number of scores. O(1)."""
     if not rows:
         return Metric(name="estimated_accuracy", value=None, examples=0)
     value = float(np.clip(total / rows + offset, 0, 1))
@@ -113,12 +120,7 @@ def estimated_accuracy_by_threshold(scores: FloatArray, threshold: float, *, lev
 def measured_accuracy(
     correct: npt.ArrayLike, labelled: npt.ArrayLike, scores: FloatArray, *, strata: int = 5, level: float = LEVEL
 ) -> MeasuredAccuracy:
-    """Accuracy on the labelled rows; corrected for labels that depend on the score; and bounds without beliefs.
-
-    People correct answers they doubt, so labelled rows are not like the rest. Post-stratification by score
-    (Little 1993, JASA 88) corrects what depends on the score alone. It cannot correct labels that arrive because
-    an answer was wrong, at the same score: nothing can, and `bounds` says how far that could reach. Strata with
-    fewer than 2 labels are merged with their neighbour. O(n log n).
+    """`measured_accuracy_from_counts` over `strata` quantile cells of the score. O(n log n).
 
     Args:
         correct: (n,) bool; meaningful where `labelled`.
@@ -129,39 +131,58 @@ def measured_accuracy(
     """
     known = np.asarray(labelled, bool)
     right = np.asarray(correct, bool) & known
-    rows, count, hits = len(known), int(known.sum()), int(right.sum())
+    values = np.asarray(scores, np.float64)
+    edges = np.unique(np.nanquantile(values, np.linspace(0, 1, strata + 1)[1:-1])) if len(values) else np.zeros(0)
+    cells = np.searchsorted(edges, values)
+    rows, labels, hits = (np.bincount(cells[mask], minlength=len(edges) + 1) for mask in (known | True, known, right))
+    return measured_accuracy_from_counts(rows, labels, hits, level=level)
+
+
+def measured_accuracy_from_counts(
+    rows: npt.ArrayLike, labelled: npt.ArrayLike, right: npt.ArrayLike, *, level: float = LEVEL
+) -> MeasuredAccuracy:
+    """Accuracy on the labelled rows; corrected for labels that depend on the score; and bounds without beliefs.
+
+    People correct answers they doubt, so labelled rows are not like the rest. Post-stratification by score
+    (Little 1993, JASA 88) corrects what depends on the score alone. It cannot correct labels that arrive because
+    an answer was wrong, at the same score: nothing can, and `bounds` says how far that could reach. Strata with
+    fewer than 2 labels are merged with their neighbour. O(strata).
+
+    Args:
+        rows: Rows per score stratum, in the order of the score.
+        labelled: Rows with a label, per stratum.
+        right: Rows whose label is the predicted one, per stratum.
+        level: Of the intervals.
+    """
+    cells = [np.asarray(x, np.float64) for x in (rows, labelled, right)]
+    total, count, hits = (int(x.sum()) for x in cells)
     raw = Metric(
         name="measured_accuracy", value=hits / count if count else None, examples=count,
         interval=wilson_interval(hits, count, level) if count else None,
     )  # fmt: skip
-    bounds = Interval(low=hits / rows if rows else 0.0, high=(hits + rows - count) / rows if rows else 1.0, level=1.0)
-    corrected = _stratified(right, known, np.asarray(scores, np.float64), strata, level) if count > 1 else None
-    return MeasuredAccuracy(raw, corrected, bounds, count, rows)
+    low, high = (hits / total, (hits + total - count) / total) if total else (0.0, 1.0)
+    corrected = _stratified(_merged(*cells), level) if count > 1 else None
+    return MeasuredAccuracy(raw, corrected, Interval(low=low, high=high, level=1.0), count, total)
 
 
-def _stratified(right: npt.NDArray, known: npt.NDArray, scores: npt.NDArray, strata: int, level: float) -> Metric:
-    cells = np.searchsorted(np.unique(np.nanquantile(scores, np.linspace(0, 1, strata + 1)[1:-1])), scores)
-    groups = _merged(cells, known)
-    value = variance = 0.0
-    for group in np.unique(groups):
-        inside = groups == group
-        share, labels = inside.mean(), int((inside & known).sum())
-        rate = (right[inside & known].sum() + 0.5) / (labels + 1)  # no stratum is perfect for want of rows
-        value += share * right[inside & known].mean()
-        variance += share**2 * rate * (1 - rate) / labels
-    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt(variance))
+def _stratified(cells: list[npt.NDArray], level: float) -> Metric:
+    rows, labelled, right = cells
+    share = rows / rows.sum()
+    rate = (right + 0.5) / (labelled + 1)  # no stratum is perfect for want of rows
+    value = float((share * right / labelled).sum())
+    half = float(stats.norm.ppf((1 + level) / 2) * np.sqrt((share**2 * rate * (1 - rate) / labelled).sum()))
     interval = Interval(low=max(0.0, value - half), high=min(1.0, value + half), level=level)
-    return Metric(name="measured_accuracy_corrected", value=float(value), examples=int(known.sum()), interval=interval)
+    return Metric(name="measured_accuracy_corrected", value=value, examples=int(labelled.sum()), interval=interval)
 
 
-def _merged(cells: npt.NDArray, known: npt.NDArray) -> npt.NDArray:
-    """Stratum numbers in which each stratum holds at least 2 labelled rows, if there are 2 at all."""
-    target, open_labels, current = np.zeros(int(cells.max()) + 1, np.intp), 0, 0
-    for cell in range(len(target)):
+def _merged(*cells: npt.NDArray) -> list[npt.NDArray]:
+    """The strata, merged with the next (the last with the one before) until each holds at least 2 labels."""
+    _, labelled, _ = cells
+    target, open_labels, current = np.zeros(len(labelled), np.intp), 0.0, 0
+    for cell, labels in enumerate(labelled):
         target[cell] = current
-        open_labels += int(known[cells == cell].sum())
+        open_labels += labels
         if open_labels >= 2:  # noqa: PLR2004
-            current, open_labels = current + 1, 0
-    if open_labels < 2 and current > 0:  # noqa: PLR2004
-        target[target == current] = current - 1
-    return target[cells]
+            current, open_labels = current + 1, 0.0
+    target[target == current] = max(current - 1, 0)
+    return [np.bincount(target, values) for values in cells]
