@@ -43,13 +43,18 @@ class FeedbackRow:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A row for training or test; `weight` in (0, 1], `sources` sorted."""
+    """A row for training or test; `weight` in (0, 1], `origins` the labels that agreed, sorted by source."""
 
     text: str
     label: str
     at: datetime
     weight: float
-    sources: tuple[str, ...]
+    origins: tuple[FeedbackRow, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Who gave the label, sorted."""
+        return tuple(row.source for row in self.origins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ def join_texts(standing: Iterable[Feedback], texts_of: Callable[[str], Sequence[
         if entry.request_id not in cache:
             cache[entry.request_id] = texts_of(entry.request_id)
         texts = cache[entry.request_id]
-        if entry.label is None or entry.index >= len(texts):
+        if entry.label is None or entry.index >= len(texts) or not texts[entry.index]:
             missing += entry.label is not None
             continue
         text = texts[entry.index]
@@ -194,8 +199,8 @@ class _Sorter:
         for group in kept:
             lead = max(group, key=_order)
             age = newest - lead.at if newest else timedelta(0)
-            sources = tuple(sorted(row.source for row in group))
-            row = TrainingRow(lead.text, lead.label, lead.at, recency_weight(age, self.policy.half_life), sources)
+            origins = tuple(sorted(group, key=lambda row: row.source))
+            row = TrainingRow(lead.text, lead.label, lead.at, recency_weight(age, self.policy.half_life), origins)
             (test if _held_out(lead.key, self.policy.hold_out) else train).append(row)
         for side in (train, test):
             side.sort(key=lambda row: (row.at, normalise(row.text)))

@@ -1,4 +1,4 @@
-"""Which answers should be labelled next, and the feedback that a label makes. Pure functions over window rows.
+"""Which answers should be labelled next, and the feedback that a label makes. Functions over window rows.
 
 Half of the purpose is learning: the answers that the model is least sure of (smallest margin between its two
 best labels, Scheffer et al. 2001), spread over the embedding space by greedy k-centre (Sener & Savarese 2018,
@@ -10,14 +10,16 @@ the whole window without bias (Horvitz & Thompson 1952, JASA 47), however hard t
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from leitstand.files import digest_json
 from leitstand.types import Feedback
 
-__all__ = ["QUEUE_SCHEMA", "choose", "margins", "opinion", "top_guesses", "weighted_accuracy"]
+__all__ = ["QUEUE_SCHEMA", "choose", "kept_inclusion", "margins", "opinion", "top_guesses", "weighted_accuracy"]
 
 POOL = 5
 """The spread-out rows are chosen among the most uncertain ones, this many times as many as are wanted."""
@@ -63,14 +65,26 @@ def choose(window: pa.Table, count: int, *, random_share: float = 0.2, seed: int
 
 
 def margins(rows: pa.Table) -> np.ndarray:
-    """(n,) float64 in [0, 1]: the best probability minus the second; 2 score - 1, at least 0, without probabilities."""
-    scores = rows["score"].to_numpy().astype(np.float64)
-    found = np.clip(2 * scores - 1, 0, 1)
+    """(n,) float64 in [0, 1]: the best probability minus the second; the score where a row has no probabilities."""
+    found = rows["score"].to_numpy().astype(np.float64)
     for place, content in enumerate(rows["probabilities"].to_pylist()):
         values = np.frombuffer(content or b"", "<f2")
         if len(values) > 1:
             second, best = np.sort(values.astype(np.float64))[-2:]
             found[place] = best - second
+    return found
+
+
+def kept_inclusion(folder: Path) -> dict[tuple[str, int], float]:
+    """Inclusion probabilities of all answers that were ever in a queue, by request id and index.
+
+    Args:
+        folder: ``home/labelling/USE_CASE``. For an answer that was in several queues, the first one counts.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for path in sorted(folder.glob("*.parquet"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
+        for row in pq.read_table(path, columns=["request_id", "index", "inclusion_probability"]).to_pylist():
+            found.setdefault((row["request_id"], row["index"]), row["inclusion_probability"])
     return found
 
 

@@ -4,7 +4,7 @@ The snapshot lies beside the ingested ones, in ``HOME/data/USE_CASE/<first 16 he
 
     train.parquet           the base's rows in their order, then feedback, with the column ``weight``
     test.parquet            the base's rows in their order, then held-out feedback
-    feedback.parquet        the feedback rows that were used, with split, weight, time and sources
+    feedback.parquet        the labels that were used, one line per source and text, with split, weight and request
     quarantine.jsonl        one line per row that was not used, with the reason
     feedback_report.json    `FeedbackReport`: counts per reason and per source, tests, new labels
     snapshot.json           `Snapshot`; ``parent`` is the base, ``new_labels`` those that it lacks
@@ -23,19 +23,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from governance.feedback_log import open_feedback_log
+from governance.input_store import open_input_store
 from governance.rows import normalise
 from leitstand.errors import ConfigurationError, IntegrityError, NotFoundError, ValidationFailed
 from leitstand.files import atomic_dir, canonical_json, digest_bytes, digest_json, write_text
-from leitstand.settings import S3Settings
+from leitstand.settings import S3Settings, Settings
 from leitstand.types import Snapshot, SplitInfo
 from leitstand.usecase import UseCase
-from models.feedback import Boundaries, FeedbackRow, Selection, TrainingRow, select_rows
+from models.feedback import (
+    Boundaries,
+    FeedbackRow,
+    Selection,
+    TrainingRow,
+    join_texts,
+    select_rows,
+    standing_labels,
+)
 from models.golden import load_golden
 from models.guesses import guess
 from models.snapshots import SNAPSHOT, Split, load_split, open_snapshot, short, split_digest, weight_texts
 from models.source_trust import Guesses
 
-__all__ = ["FeedbackReport", "SourceReport", "build_retraining_snapshot"]
+__all__ = ["FeedbackReport", "SourceReport", "build_retraining_snapshot", "collect_feedback"]
 
 
 class SourceReport(BaseModel):
@@ -67,6 +77,39 @@ class FeedbackReport(BaseModel):
     weight_sum: float
     sources: tuple[SourceReport, ...]
     quarantined_sources: dict[str, str]
+
+
+def collect_feedback(settings: Settings, use_case: str) -> tuple[list[FeedbackRow], int]:
+    """All standing labels that have a text, and the number of those that have none.
+
+    Texts come from the store of kept inputs, and, where that has let them go, from the snapshots of earlier
+    retrainings: what a model was trained on is not forgotten by the next one when the retention ends. Labels that
+    were changed or withdrawn since then count as they stand now.
+
+    Raises:
+        BackendError: The feedback log or the store cannot be read.
+    """
+    standing = standing_labels(open_feedback_log(settings).entries(use_case))
+    store = open_input_store(settings)
+    earlier = _earlier_texts(settings.root / "data" / use_case)
+
+    def texts_of(request_id: str) -> list[str]:
+        return store.get(use_case, request_id) or earlier.get(request_id, [])
+
+    return join_texts(standing, texts_of)
+
+
+def _earlier_texts(folder: Path) -> dict[str, list[str]]:
+    """Request id to the texts that retraining snapshots below `folder` hold of it; gaps are empty."""
+    found: dict[str, dict[int, str]] = {}
+    for path in sorted(folder.glob("*/feedback.parquet")):
+        try:
+            table = pq.read_table(path, columns=["request_id", "index", "text"])
+        except (OSError, pa.ArrowException):
+            continue  # its snapshot is damaged and will be written again
+        for row in table.to_pylist():
+            found.setdefault(row["request_id"], {})[row["index"]] = row["text"]
+    return {request: [texts.get(n, "") for n in range(max(texts) + 1)] for request, texts in found.items()}
 
 
 def build_retraining_snapshot(
@@ -194,14 +237,17 @@ def _digest(table: pa.Table) -> str:
 
 def _used(chosen: Selection) -> pa.Table:
     rows = [("train", row) for row in chosen.train] + [("test", row) for row in chosen.test]
+    lines = [(split, row.weight, origin) for split, row in rows for origin in row.origins]
     return pa.table(
         {
-            "split": [split for split, _ in rows],
-            "text": [row.text for _, row in rows],
-            "label": [row.label for _, row in rows],
-            "weight": [row.weight for _, row in rows],
-            "at": pa.array([row.at for _, row in rows], pa.timestamp("us", tz="UTC")),
-            "sources": [list(row.sources) for _, row in rows],
+            "split": [split for split, _, _ in lines],
+            "text": [origin.text for _, _, origin in lines],
+            "label": [origin.label for _, _, origin in lines],
+            "weight": [weight for _, weight, _ in lines],
+            "at": pa.array([origin.at for _, _, origin in lines], pa.timestamp("us", tz="UTC")),
+            "source": [origin.source for _, _, origin in lines],
+            "request_id": [origin.request_id for _, _, origin in lines],
+            "index": pa.array([origin.index for _, _, origin in lines], pa.int32()),
         }
     )
 

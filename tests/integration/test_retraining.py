@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from governance.feedback_log import open_feedback_log
+from governance.input_store import open_input_store
 from governance.lineage_datasets import snapshot_dataset, source_datasets
 from governance.rows import normalise
 from leitstand.errors import ConfigurationError, IntegrityError, ValidationFailed
 from leitstand.files import digest_json
-from leitstand.settings import S3Settings
+from leitstand.settings import MonitoringSettings, S3Settings, Settings
 from leitstand.types import GateOutcome, RunRecord, Snapshot, utc_now
 from leitstand.usecase import ChampionRule, FeedbackSpec, GateSpec, GoldenSpec, UseCase
 from models.artifact import read_config
@@ -27,11 +29,11 @@ from models.gates import decide
 from models.golden import Golden, draw_golden, load_golden, write_golden
 from models.guesses import guess
 from models.loading import open_classifier
-from models.retraining import FeedbackReport, build_retraining_snapshot
+from models.retraining import FeedbackReport, build_retraining_snapshot, collect_feedback
 from models.snapshots import load_split
 from models.training import train
 from tests.fakes import InMemoryTracker
-from tests.feedback_for_tests import START
+from tests.feedback_for_tests import START, said
 from tests.training_for_tests import FILLER, LABELS, WORDS, tiny_base, tiny_snapshot, tiny_use_case
 
 SMALL = Samples(latency_calls=20)
@@ -120,6 +122,7 @@ def test_a_snapshot_holds_base_and_feedback_and_names_where_both_come_from(
     assert set(after.weights[:60]) == {1.0}
     used = pq.read_table(Path(snapshot.sources["feedback"])).to_pylist()
     assert len(used) == len(after.texts) - 60 + snapshot.splits["test"].rows - 9
+    assert {row["source"] for row in used} == {"ann", "bob"}
     weights = [row["weight"] for row in sorted(used, key=lambda row: row["at"])]
     assert weights == sorted(weights)
     digests = {name: info.digest for name, info in snapshot.splits.items()}
@@ -294,6 +297,29 @@ def test_a_source_of_random_labels_is_quarantined_by_the_model_of_the_base(
     assert list(report.quarantined_sources) == ["mallory"]
     assert "outside the model's best guesses" in report.quarantined_sources["mallory"]
     assert report.set_aside["untrusted_source"] == 40
+
+
+def test_texts_that_were_trained_on_outlive_the_store_and_changed_labels_count_as_they_stand(
+    case: UseCase, base: Snapshot, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, monitoring=MonitoringSettings(keep_texts_days=7))
+    log, store = open_feedback_log(settings), open_input_store(settings)
+    rows = feedback()
+    for row in rows:
+        store.put("tiny", row.request_id, [row.text], row.at)
+        log.record(said(row.request_id, "delay", "ann", 1))
+    log.record(said("unknown", "delay", "ann", 1))
+    collected, missing = collect_feedback(settings, "tiny")
+    assert (len(collected), missing) == (40, 1)
+    first = build_retraining_snapshot(case, base, collected, home=tmp_path, s3=S3Settings(), check_sources=False)
+    log.record(said("r0", None, "ann", 2))
+    log.record(said("r1", "card", "ann", 2))
+    store.expire(START + timedelta(days=400))
+    again, missing = collect_feedback(settings, "tiny")
+    used = len({row["request_id"] for row in pq.read_table(Path(first.sources["feedback"])).to_pylist()} - {"r0"})
+    assert len(again) == used
+    assert missing == 40 - used
+    assert next((row.label for row in again if row.request_id == "r1"), "card") == "card"
 
 
 def test_the_golden_set_is_pinned_and_drawn_by_seed(home: Path, case: UseCase, base: Snapshot, tmp_path: Path) -> None:
