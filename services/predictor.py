@@ -10,7 +10,6 @@ import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import uuid4
 
 import bentoml
 import numpy as np
@@ -22,12 +21,13 @@ from leitstand.settings import load_settings
 from models.bento_manifest import read_manifest
 from models.loading import open_classifier
 from services.batching import Answer, Batcher
-from services.bento_log import open_bento_log
+from services.bento_log import BentoLog, open_bento_log
 from services.draining import drain_on_sigterm
 from services.errors import HttpError
 from services.inference_protocol import check_texts
 from services.parent import die_with_parent
 from services.protocol import FrontDoor, Protocol
+from services.request_ids import request_id_from
 from services.scheduling import Limits, Overloaded
 
 __all__ = ["Predictor"]
@@ -57,6 +57,7 @@ class Predictor:
 
     if _manifest is not None:
         model = BentoModel(_manifest.model_tag)
+    _log: BentoLog | None = None
 
     @bentoml.on_startup
     async def open(self) -> None:
@@ -113,9 +114,9 @@ class Predictor:
             ctx.response.headers["Retry-After"] = str(round(error.retry_after_s))
             return {"error": f"overloaded: {error.reason}"}
         if self._log is not None:
-            request_id = ctx.request.headers.get("x-request-id") or uuid4().hex
-            ctx.response.headers["x-request-id"] = request_id
-            self._log.record(request_id, texts, ids, answers, started)
+            name = request_id_from(ctx.request.headers.get("x-request-id", "").encode("latin-1"))
+            ctx.response.headers["x-request-id"] = name
+            self._log.record(name, texts, ids, answers, started)
         labels = self._batcher.classifier.config.labels
         version = _manifest.version if _manifest else 0
         return {"version": version, "predictions": [_friendly(answer, labels, top_k) for answer in answers]}

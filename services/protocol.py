@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 import orjson
 
@@ -22,6 +21,7 @@ from services.bento_log import BentoLog
 from services.errors import JSON, HttpError, Response, bad_request, error_response, not_found, too_large
 from services.inference_protocol import DATATYPES, decode_request, encode_response
 from services.metrics import LATENCY, REQUESTS, SHED
+from services.request_ids import request_id_from
 from services.scheduling import Overloaded
 
 __all__ = ["FrontDoor", "Protocol"]
@@ -34,7 +34,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LONG_TEXT = 4096  # characters; longer ones are tokenised off the event loop
 WATCH_AFTER_S = 0.25  # a client is watched for going away only when it will wait longer than this
 BODY_SLACK = 64 * 1024
-MAX_ID = 128
 
 logger = logging.getLogger("leitstand.serving")
 
@@ -179,9 +178,10 @@ class Protocol:
             size = str(head).encode()
             headers = [(b"content-type", b"application/octet-stream"), (b"inference-header-content-length", size)]
         if log is not None:
-            request_id = _request_id(scope, request.request_id)
-            log.record(request_id, request.texts, ids, answers, started)
-            headers.append((b"x-request-id", request_id.encode()))
+            header = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
+            name = request_id_from(header or (request.request_id or "").encode())
+            log.record(name, request.texts, ids, answers, started)
+            headers.append((b"x-request-id", name.encode()))
         return 200, headers, content
 
     async def _encode(self, batcher: Batcher, texts: list[str]) -> list[list[int]]:
@@ -263,13 +263,6 @@ async def _send(send: Send, response: Response) -> None:
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
-
-
-def _request_id(scope: Scope, named: str | None) -> str:
-    """The id in the header, else the one in the body, else a new one."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    text = given.decode("latin-1") or named or ""
-    return text if 0 < len(text) <= MAX_ID and text.isascii() and text.isprintable() else uuid4().hex
 
 
 def _number(name: bytes, value: bytes) -> int:
