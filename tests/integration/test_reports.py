@@ -19,8 +19,8 @@ from leitstand.files import digest_file
 from leitstand.types import DriftReport, DriftScore
 from monitors.report_record import WindowReport, project_id, snapshot_id
 from monitors.reports import ReportFiles, Subject, build_report
-from tests.servers import free_ports, running, wait_until
 from tests.report_windows_for_tests import LABELS, START, window_table
+from tests.servers import free_ports, running, wait_until
 
 HOUR = timedelta(hours=1)
 FEW = ["label", "score", "feedback_label"]
