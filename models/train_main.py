@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None, *, tracker: ExperimentTracker |
             commit=given.commit,
             s3=settings.s3,
             seed=given.seed,
+            warm_start=given.warm_start,
         )
     except LeitstandError as error:
         sys.stderr.write(f"Error: {error}\n")
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--home", type=Path, help="where runs are kept; default: LEITSTAND_HOME")
     parser.add_argument("--profile", help="training profile; default: the use case's")
     parser.add_argument("--seed", type=int, help="default: the use case's")
+    parser.add_argument("--warm-start", type=Path, help="folder of a trained classifier to start from")
     parser.add_argument("--commit", default="", help="commit of the code, for the record")
     parser.add_argument("--record", type=Path, help="write the RunRecord here")
     return parser
