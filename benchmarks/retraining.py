@@ -90,10 +90,11 @@ def main() -> None:
     given = parser.parse_args()
     random = np.random.default_rng(given.seed)
     home, seconds = Path(mkdtemp(prefix="leitstand-retraining-")), {}
-    everything = sorted({label for _, label in read("test.csv")})
+    source, test = read("train.csv"), read("test.csv")
+    everything = sorted({label for _, label in test})
     withheld = sorted(random.choice(everything, given.withheld, replace=False).tolist())
     known = [label for label in everything if label not in withheld]
-    rows = [read("train.csv")[place] for place in random.permutation(len(read("train.csv")))]
+    rows = [source[place] for place in random.permutation(len(source))]
     old = [row for row in rows if row[1] in known]
     base_rows, more = old[KNOWN_ROWS:], old[:KNOWN_ROWS]
     new = [row for label in withheld for row in [r for r in rows if r[1] == label][: given.rows]]
@@ -120,7 +121,6 @@ def main() -> None:
     snapshot = timed("snapshot", lambda: build_retraining_snapshot(case, base, feedback, home=home, s3=s3))
     candidate = timed("retraining", lambda: fit(case, snapshot, given.retrain, champion.model_dir))
     ideal = timed("all rows", lambda: fit(whole, ingest(whole, home=home / "whole", s3=s3), given.profile))
-    test = read("test.csv")
     parts = {
         "known": [r for r in test if r[1] in known],
         "withheld": [r for r in test if r[1] in withheld],
