@@ -21,6 +21,7 @@ from leitstand import __version__
 from services.asgi import ClientGone, read_body, respond
 from services.errors import JSON, HttpError, Response, not_found
 from services.exchange import Exchange, RawPayload, TextPayload
+from services.gateway_metrics import REFUSED
 from services.gateway_wiring import Gateway
 from services.problems import problem, problem_for, protocol_error
 from services.request_ids import request_id_from
@@ -205,6 +206,8 @@ class Front:
             waited = exchange.upstream_s
             headers.append((b"x-leitstand-version", str(exchange.version).encode()))
             headers.append((b"x-leitstand-route", exchange.route.encode()))
+        elif response[0] != OK:
+            REFUSED.labels(str(response[0])).inc()
         overhead = (time.perf_counter() - arrived - waited) * 1000
         headers.append((b"x-leitstand-overhead-ms", b"%.3f" % overhead))
         if self.draining:

@@ -21,6 +21,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 REQUESTS = Counter(
     "gateway_requests_total", "Requests by who answered and HTTP status", ["use_case", "version", "route", "status"]
 )
+REFUSED = Counter("gateway_refused_total", "Requests that reached no version: not valid, unknown, too many", ["status"])
 LATENCY = Histogram(
     "gateway_latency_seconds",
     "Time from a request's arrival to its answer, status 200 only",

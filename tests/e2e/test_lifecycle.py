@@ -108,6 +108,21 @@ def test_the_service_speaks_the_open_inference_protocol(workspace: Workspace) ->
     }  # fmt: skip
 
 
+def test_the_gateway_routes_to_what_was_deployed_logs_it_and_takes_feedback(workspace: Workspace) -> None:
+    gateway = f"http://127.0.0.1:{workspace.environment['LEITSTAND_GATEWAY__PORT']}/v1/triage"
+    answered = httpx.post(f"{gateway}/predict", json={"text": "How do I activate my new card?", "top_k": 2})
+    assert answered.status_code == 200, answered.text
+    (prediction,) = answered.json()["predictions"]
+    assert (answered.headers["x-leitstand-version"], prediction["label"]) == ("1", "activate_my_card")
+    assert [top["score"] for top in prediction["top"]] == sorted((t["score"] for t in prediction["top"]), reverse=True)
+    assert len(prediction["top"]) == 2
+    said = {"request_id": answered.headers["x-request-id"], "label": "no such label", "source": "agent-1"}
+    assert httpx.post(f"{gateway}/feedback", json=said).status_code == 422
+    assert httpx.post(f"{gateway}/feedback", json=said | {"label": "activate_my_card"}).json()["known"]
+    routes = json.loads(workspace.leitstand("routes", "list", "--json").stdout)
+    assert [(table["use_case"], table["stable"]["version"]) for table in routes] == [("triage", 1)]
+
+
 def test_every_stage_left_lineage_from_source_to_endpoint(workspace: Workspace) -> None:
     lines = [line for file in (workspace.home / "lineage").glob("*.jsonl") for line in file.read_text().splitlines()]
     events = [json.loads(line) for line in lines]

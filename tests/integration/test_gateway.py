@@ -339,7 +339,9 @@ def test_ten_megabytes_are_refused(gateway: Gateway, upstreams: list[Upstream], 
 
 def test_an_unknown_use_case_or_path_is_a_problem_that_helps(gateway: Gateway, upstreams: list[Upstream]) -> None:
     gateway.route(upstreams[0])
+    refused = gateway.metric("gateway_refused_total", status="404")
     response = gateway.predict("a", use_case="suport")
+    assert gateway.metric("gateway_refused_total", status="404") == refused + 1
     assert response.status_code == 404 and response.json()["hint"] == "there are: support"
     assert "there are: support" in httpx.get(f"{gateway.url}/v2/models/nobody").json()["error"]
     assert httpx.get(f"{gateway.url}/v1/support/predict").status_code == 405
