@@ -134,7 +134,7 @@ class DetectorSet:
                 "A window without rows needs `start` and `end`", hint="pass the times that the window was read for"
             )
         enough = sketch.rows >= self.min_rows
-        scores = self._scores(sketch, seed) if enough else ()
+        scores = self.scores(sketch, seed) if enough else ()
         drifted = any(score.drifted for score in scores)
         verdict = self.explain(sketch, seed=seed) if drifted else None
         return DriftReport(
@@ -167,7 +167,7 @@ class DetectorSet:
         reference, window = ((features.transform(s[:, :white]), s[:, white + 1 :]) for s in sides)
         return explain_by_prior_shift(*reference, *window, alpha=alpha, seed=seed)
 
-    def _scores(self, sketch: Sketch, seed: int) -> tuple[DriftScore, ...]:
+    def scores(self, sketch: Sketch, seed: int) -> tuple[DriftScore, ...]:
         rows = observed_rows(self.plan, self.detectors, sketch.sums)
         usual = observed_rows(self.plan, self.detectors, self.reference.sums) / max(self.reference.rows, 1)
         effective = rows / np.maximum(usual, 1e-9)  # the size of a window that would usually have this many
