@@ -8,6 +8,7 @@ in between; more compute threads than CPUs slow each other down severalfold.
 import asyncio
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from services.draining import drain_on_sigterm
 from services.errors import HttpError
 from services.inference_protocol import check_texts
 from services.parent import die_with_parent
+from services.priority import run_with_low_priority
 from services.protocol import FrontDoor, Protocol
 from services.request_ids import request_id_from
 from services.scheduling import Limits, Overloaded
@@ -68,13 +70,14 @@ class Predictor:
         drain_on_sigterm(_protocol.drain)
         # uvicorn formats an access-log record per request as soon as any handler could see it; metrics count instead.
         logging.getLogger("uvicorn.access").propagate = False
-        classifier = await asyncio.to_thread(
+        opening = partial(
             open_classifier,
             Path(self.model.path),
             engine=_manifest.engine,
             precision=_manifest.precision,
             threads=_settings.threads,
         )
+        classifier = await asyncio.to_thread(run_with_low_priority, opening)
         limits = Limits(
             max_batch_texts=_manifest.max_batch_size,
             max_queue=_manifest.max_queue,
