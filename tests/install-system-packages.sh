@@ -1,0 +1,27 @@
+#!/bin/sh
+# Installs what the tests start for real and pip cannot bring. Debian and Ubuntu; elsewhere it names what is missing.
+set -eu
+
+has() {
+  case "$1" in
+    postgresql) command -v initdb || ls /usr/lib/postgresql/*/bin/initdb ;;
+    prometheus-alertmanager) command -v prometheus-alertmanager || command -v alertmanager ;;
+    chromium) command -v chromium || command -v google-chrome ;;
+    *) command -v "$1" ;;
+  esac >/dev/null 2>&1
+}
+
+missing() {
+  for package in postgresql redis-server prometheus-alertmanager chromium; do
+    has "$package" || printf '%s ' "$package"
+  done
+}
+
+wanted=$(missing)
+[ -n "$wanted" ] || exit 0
+if command -v apt-get >/dev/null; then
+  echo "Installing for the tests: $wanted"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $wanted >/dev/null || true
+fi
+wanted=$(missing)
+[ -z "$wanted" ] || { echo "Missing: $wanted-- install them; the tests start their own servers and a browser"; exit 1; }
