@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "label": ("label", "Say what is right about logged answers, in the terminal or by CSV."),
     "runs": ("runs", "List, compare and sync training runs."),
     "models": ("models", "List, show, promote and verify registered model versions."),
+    "rollout": ("rollout", "Bring a version into traffic: shadow, canary steps, promotion or rollback."),
     "gateway": ("gateway", "Run the gateway, which routes requests to model versions."),
     "routes": ("routes", "Show and change who answers a use case."),
     "package": ("package", "Build a Bento from a registered version."),

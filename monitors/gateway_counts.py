@@ -25,6 +25,7 @@ FAILED = "gateway_upstream_failures_total"
 DOUBT = "gateway_doubt_sum"
 TEXTS = "gateway_doubt_count"
 SHADOWS = "gateway_shadow_answers_total"
+SHADOW = "~shadow"
 _PLAIN = {ANSWERED: "answered", FAILED: "failed", DOUBT: "doubt", TEXTS: "texts"}
 
 
@@ -32,7 +33,7 @@ class CountSource(Protocol):
     """Where counters can be read."""
 
     def read(self, use_case: str) -> Mapping[str, Counts]:
-        """Counters by source (a gateway), each a mapping of ``VERSION/NAME`` to its value.
+        """Counters by source (a gateway), each a mapping of ``WHO/NAME`` to its value; see `parse_counts`.
 
         Raises:
             TransientBackendError: A source cannot be read now.
@@ -52,7 +53,7 @@ class Tally(BaseModel):
 
 
 class Arm(BaseModel):
-    """The counts of one version.
+    """The counts of one version, as stable or canary, or as a shadow.
 
     Attributes:
         requests: Calls of the version, answered or not.
@@ -60,9 +61,8 @@ class Arm(BaseModel):
         slow: Answers slower than the threshold.
         texts: Texts answered.
         doubt: Sum over texts of 1 - confidence.
-        agree: Shadow answers equal to stable's.
-        compared: Shadow answers that could be compared.
-        shadow_failed: Shadow calls without an answer.
+        compared: A shadow's answers that were compared with stable's.
+        agree: Of these, equal.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -72,9 +72,8 @@ class Arm(BaseModel):
     slow: float = 0
     texts: float = 0
     doubt: float = 0
-    agree: float = 0
     compared: float = 0
-    shadow_failed: float = 0
+    agree: float = 0
 
 
 class GatewayMetrics:
@@ -93,9 +92,10 @@ class GatewayMetrics:
 
 
 def parse_counts(text: str, use_case: str) -> Counts:
-    """The counters of a use case in one metrics page, as ``VERSION/NAME``; routes are added together.
+    """The counters of a use case in one metrics page, as ``WHO/NAME``.
 
-    Latency buckets are ``VERSION/le:SECONDS``, cumulative as in Prometheus; shadow outcomes ``VERSION/shadow:OUTCOME``.
+    WHO is a version, or ``VERSION~shadow`` for what it did as a shadow; other routes are added together. Latency
+    buckets are named ``le:SECONDS`` and cumulative as in Prometheus; outcomes of a shadow's comparisons by themselves.
     """
     counts: Counts = {}
     for family in text_string_to_metric_families(text):
@@ -107,9 +107,10 @@ def parse_counts(text: str, use_case: str) -> Counts:
             if sample.name == BUCKET:
                 name = f"le:{float(labels['le']):g}"
             elif sample.name == SHADOWS:
-                name = f"shadow:{labels['outcome']}"
+                name = labels["outcome"]
             if name is not None:
-                key = f"{labels['version']}/{name}"
+                shadow = SHADOW if sample.name == SHADOWS or labels.get("route") == "shadow" else ""
+                key = f"{labels['version']}{shadow}/{name}"
                 counts[key] = counts.get(key, 0.0) + sample.value
     return counts
 
@@ -137,23 +138,25 @@ def accumulate(tally: Tally, read: Mapping[str, Counts], *, begun: str) -> Tally
     return Tally(begun=begun, total=total, last={**tally.last, **read})
 
 
-def arm(tally: Tally, version: int, slow_ms: float) -> Arm:
+def arm(tally: Tally, version: int, slow_ms: float, *, shadow: bool = False) -> Arm:
     """One version's counts, with `slow` counted from the first bucket bound that is not below `slow_ms`."""
-    prefix = f"{version}/"
+    prefix = f"{version}{SHADOW if shadow else ''}/"
     mine = {key.removeprefix(prefix): value for key, value in tally.total.items() if key.startswith(prefix)}
     answered, failed = mine.get("answered", 0.0), mine.get("failed", 0.0)
+    agree, disagree = mine.get("agree", 0.0), mine.get("disagree", 0.0)
+    if shadow:
+        answered = agree + disagree
+    timed = max((value for key, value in mine.items() if key.startswith("le:")), default=0.0)
     bounds = sorted(float(key[3:]) for key in mine if key.startswith("le:"))
     bound = next((each for each in bounds if each * 1000 >= slow_ms * (1 - 1e-9)), None)
-    agree, disagree = mine.get("shadow:agree", 0.0), mine.get("shadow:disagree", 0.0)
     return Arm(
         requests=answered + failed,
         failed=failed,
-        slow=max(0.0, answered - mine[f"le:{bound:g}"]) if bound is not None else 0.0,
+        slow=max(0.0, timed - mine[f"le:{bound:g}"]) if bound is not None else 0.0,
         texts=mine.get("texts", 0.0),
         doubt=mine.get("doubt", 0.0),
-        agree=agree,
         compared=agree + disagree,
-        shadow_failed=mine.get("shadow:failed", 0.0),
+        agree=agree,
     )
 
 

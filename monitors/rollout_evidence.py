@@ -1,17 +1,16 @@
-"""What the counts of a phase say about the candidate: `judge_canary` for the canary, simpler tests for the shadow.
+"""What the counts of a phase say about the candidate: `monitors.canary` decides, here counts become its evidence.
 
-A shadow's answers reach nobody, so it is stopped for two things only, each proven at any time of looking: it
-fails more often than stable by more than the policy's margin, or it agrees with stable less than the policy
-asks. Enough shadow answers without proof of harm are what moves on; the canary is judged anew.
+A shadow's answers reach nobody, so it need not be proven harmless: enough answers without proof of harm move
+on, and the canary is judged anew. Harm is the same as a canary's (it fails, is slow, or is unsure more often than
+stable by more than the margin), and agreeing with stable less than the policy asks.
 """
 
 import math
 
-from leitstand.usecase import RolloutSpec
-from monitors.canary import ArmCounts, CanaryEvidence, CanaryOutcome, harm_alpha, judge_canary
+from monitors.canary import ArmCounts, CanaryEvidence, CanaryOutcome, CanaryVerdict, harm_alpha, judge_canary
 from monitors.gateway_counts import Arm, Tally, arm
 from monitors.rollout_rules import Judgement, Phase, Rollout
-from monitors.sequential import log_evidence_harm, log_mixture
+from monitors.sequential import log_mixture
 
 __all__ = ["arms", "judge"]
 
@@ -19,7 +18,7 @@ __all__ = ["arms", "judge"]
 def arms(rollout: Rollout, tally: Tally) -> tuple[Arm, Arm]:
     """Stable's counts and the candidate's, of the running phase or step."""
     stable = arm(tally, rollout.previous, rollout.slow_ms) if rollout.previous is not None else Arm()
-    return stable, arm(tally, rollout.version, rollout.slow_ms)
+    return stable, arm(tally, rollout.version, rollout.slow_ms, shadow=rollout.in_force is Phase.SHADOW)
 
 
 def judge(rollout: Rollout, tally: Tally) -> Judgement:
@@ -27,7 +26,7 @@ def judge(rollout: Rollout, tally: Tally) -> Judgement:
     stable, candidate = arms(rollout, tally)
     match rollout.phase:
         case Phase.SHADOW:
-            return _shadow(stable, candidate, rollout.policy)
+            return _shadow(rollout, stable, candidate)
         case Phase.CANARY:
             return _canary(rollout, stable, candidate)
         case _:
@@ -35,11 +34,8 @@ def judge(rollout: Rollout, tally: Tally) -> Judgement:
 
 
 def _canary(rollout: Rollout, stable: Arm, candidate: Arm) -> Judgement:
-    evidence = CanaryEvidence(
-        stable=_counts(stable), canary=_counts(candidate), percent=rollout.percent, elapsed=rollout.at - rollout.since
-    )
-    verdict = judge_canary(evidence, rollout.policy)
-    missing = max(0, rollout.policy.min_requests - evidence.canary.requests)
+    verdict = _verdict(rollout, stable, candidate, rollout.percent)
+    missing = max(0, rollout.policy.min_requests - round(candidate.requests))
     wanted = [metric.more_needed for metric in verdict.metrics if metric.required and not metric.proven]
     needed = max([missing, *(count for count in wanted if count)]) if None not in wanted else None
     match verdict.outcome:
@@ -51,26 +47,28 @@ def _canary(rollout: Rollout, stable: Arm, candidate: Arm) -> Judgement:
             return Judgement("undecided", verdict.reasons, needed)
 
 
-def _shadow(stable: Arm, candidate: Arm, policy: RolloutSpec) -> Judgement:
-    asked = candidate.compared + candidate.shadow_failed
-    shares = (
-        f"{asked:.0f} shadow answers: {candidate.shadow_failed:.0f} failed, "
-        f"{candidate.agree:.0f} of {candidate.compared:.0f} agree with stable"
+def _shadow(rollout: Rollout, stable: Arm, candidate: Arm) -> Judgement:
+    policy = rollout.policy
+    verdict = _verdict(rollout, stable, candidate, policy.canary_percent[0])
+    agreement = f"{candidate.agree:.0f} of {candidate.compared:.0f} shadow answers agree with stable"
+    if verdict.outcome is CanaryOutcome.ROLL_BACK:
+        return Judgement("broken", (*verdict.reasons, agreement))
+    below = candidate.agree < policy.min_agreement * candidate.compared
+    evidence = float(log_mixture(candidate.agree, candidate.compared, policy.min_agreement))
+    if below and candidate.compared >= policy.min_requests_harm and evidence >= -math.log(harm_alpha(policy)):
+        return Judgement("broken", (f"{agreement}, fewer than {policy.min_agreement:.0%}",))
+    missing = math.ceil(max(0.0, policy.min_requests - candidate.requests))
+    return Judgement("undecided" if missing else "healthy", (agreement,), missing or None)
+
+
+def _verdict(rollout: Rollout, stable: Arm, candidate: Arm, percent: float) -> CanaryVerdict:
+    evidence = CanaryEvidence(
+        stable=_counts(stable),
+        canary=_counts(candidate),
+        percent=min(percent, 99.0),
+        elapsed=rollout.at - rollout.since,
     )
-    harm = []
-    if asked >= policy.min_requests_harm:
-        limit = -math.log(harm_alpha(policy))
-        if policy.margins.errors is not None and limit <= float(
-            log_evidence_harm((stable.failed, stable.requests), (candidate.shadow_failed, asked), policy.margins.errors)
-        ):
-            harm.append(f"it fails more often than stable by more than {policy.margins.errors:.2%}")
-        below = candidate.agree < policy.min_agreement * candidate.compared
-        if below and float(log_mixture(candidate.agree, candidate.compared, policy.min_agreement)) >= limit:
-            harm.append(f"it agrees with stable on less than {policy.min_agreement:.0%}")
-    if harm:
-        return Judgement("broken", (shares, *harm))
-    missing = math.ceil(max(0.0, policy.min_requests - asked))
-    return Judgement("undecided" if missing else "healthy", (shares,), missing or None)
+    return judge_canary(evidence, rollout.policy)
 
 
 def _counts(mine: Arm) -> ArmCounts:

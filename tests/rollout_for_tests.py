@@ -1,5 +1,6 @@
 """In-memory parts around the rollout controller: a deployer, counters and a champion, each with its faults."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -7,11 +8,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from flows.rollout import Controller
-from flows.rollout_store import RolloutStore
+from flows.deploying import LocalDeployer
+from flows.rollout import Controller, drive, gateway_urls
+from flows.rollout_store import RolloutStore, open_rollout_store
+from governance.routes.opening import open_route_store
 from leitstand.errors import PermanentBackendError
+from leitstand.settings import GatewaySettings, Settings
 from leitstand.types import Endpoint, RouteTable, Target
 from leitstand.usecase import RolloutSpec, UseCase, load
+from monitors.gateway_counts import GatewayMetrics
 from monitors.rollout_rules import Rollout
 from tests.fakes import InMemoryRouteStore
 
@@ -91,7 +96,7 @@ class InMemoryCounts:
 
     def shadow(self, version: int, *, agree: int = 0, disagree: int = 0, failed: int = 0) -> None:
         for name, value in {"agree": agree, "disagree": disagree, "failed": failed}.items():
-            key = f"{version}/shadow:{name}"
+            key = f"{version}~shadow/{name}"
             self.counters[key] = self.counters.get(key, 0.0) + value
 
 
@@ -148,3 +153,24 @@ class World:
     def versions(self) -> set[int]:
         """Which versions run."""
         return {endpoint.version for endpoint in self.deployer.all("support")}
+
+
+def tiny_bento(tag: str, host: str, port: int) -> list[str]:
+    """The command line of a tiny service in place of a Bento."""
+    return [sys.executable, "-S", str(Path(__file__).with_name("tiny_bento.py")), tag, host, str(port)]
+
+
+def live_controller(settings: Settings, spec: UseCase) -> Controller:
+    """A controller over real processes, a real route store and a real gateway; only the champion is in memory."""
+    return Controller(
+        store=open_rollout_store(settings), routes=open_route_store(settings),
+        deployer=LocalDeployer(settings, command=tiny_bento), counts=GatewayMetrics(gateway_urls(settings)),
+        champion=InMemoryChampion(), use_case=lambda _: spec,
+        lock=lambda name: FileLock(settings.root / f"{name}.lock"),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":  # drives a rollout in a process of its own, to be killed: HOME PORT SPEC ROLLOUT_ID
+    home, gateway, written, rollout_id = sys.argv[1:]
+    place = Settings(home=Path(home), gateway=GatewaySettings(port=int(gateway)))
+    drive(live_controller(place, UseCase.model_validate_json(written)), rollout_id, poll_s=0.2)

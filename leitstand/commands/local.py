@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False)
 SERVER = "prefect-server"
 WORKER = "prefect-worker"
 GATEWAY = "gateway"
+ROLLOUTS = "rollouts"
 POOL = "local"
 
 
@@ -57,6 +58,8 @@ def up(
     _prefect(settings, "work-pool", "create", POOL, "--type", "process", "--overwrite")
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", "leitstand-local"]
     supervisor.put(Program(name=WORKER, command=worker, environment=environment))
+    rollouts = [sys.executable, "-m", "leitstand.cli", "rollout", "watch"]
+    supervisor.put(Program(name=ROLLOUTS, command=rollouts, environment=environment, stop_wait_s=5))
     if deploy:
         for file in deployment_files(settings):
             _prefect(settings, "deploy", "--all", "--prefect-file", str(file))
