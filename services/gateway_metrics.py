@@ -24,7 +24,7 @@ REQUESTS = Counter(
 REFUSED = Counter("gateway_refused_total", "Requests that reached no version: not valid, unknown, too many", ["status"])
 LATENCY = Histogram(
     "gateway_latency_seconds",
-    "Time from a request's arrival to its answer, status 200 only",
+    "Time from a request's arrival to its answer, status 200 only; of a shadow, the time of its call",
     ["use_case", "version", "route"],
     buckets=SECONDS,
 )

@@ -225,8 +225,9 @@ class Inference:
             if reply.status == OK:
                 answer = decode_answer(reply.body, reply.head_bytes)
                 outcome = "agree" if answer.labels == exchange.predictions().labels else "disagree"
-                elapsed = (perf_counter() - start) * 1000
-                self._log(exchange, reply, version=answer.version or target.version, route="shadow", ms=elapsed)
+                elapsed = perf_counter() - start
+                LATENCY.labels(exchange.use_case, str(target.version), "shadow").observe(elapsed)
+                self._log(exchange, reply, version=answer.version or target.version, route="shadow", ms=elapsed * 1000)
         except UpstreamFailed as error:
             FAILURES.labels(exchange.use_case, str(target.version), "shadow", error.reason).inc()
         except PermanentBackendError:

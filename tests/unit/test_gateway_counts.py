@@ -27,6 +27,8 @@ gateway_latency_seconds_bucket{use_case="support",version="2",route="canary",le=
 gateway_latency_seconds_bucket{use_case="support",version="2",route="canary",le="0.25"} 9.0
 gateway_latency_seconds_bucket{use_case="support",version="2",route="canary",le="+Inf"} 10.0
 gateway_latency_seconds_count{use_case="support",version="2",route="canary"} 10.0
+gateway_latency_seconds_bucket{use_case="support",version="2",route="shadow",le="0.1"} 6.0
+gateway_latency_seconds_bucket{use_case="support",version="2",route="shadow",le="+Inf"} 7.0
 gateway_latency_seconds_count{use_case="other",version="2",route="canary"} 99.0
 # TYPE gateway_upstream_failures counter
 gateway_upstream_failures_total{use_case="support",version="2",route="canary",reason="error"} 3.0
@@ -54,7 +56,7 @@ def test_a_page_becomes_the_counts_of_each_version() -> None:
     assert (canary.requests, canary.failed, canary.slow, canary.texts, canary.doubt) == (14, 4, 2, 20, 2.5)
     assert arm(tally, 2, slow_ms=101).slow == 1, "the next bucket bound counts"
     shadow = arm(tally, 2, slow_ms=100, shadow=True)
-    assert (shadow.requests, shadow.failed, shadow.compared, shadow.agree) == (14, 7, 7, 5)
+    assert (shadow.requests, shadow.failed, shadow.slow, shadow.compared, shadow.agree) == (14, 7, 1, 7, 5)
     assert latency_quantile_ms(parse_counts(PAGE, "support"), 2, 0.8) == 100
     assert latency_quantile_ms({}, 2, 0.99) is None
 
