@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from leitstand.errors import (
 )
 from leitstand.settings import Settings
 
-__all__ = ["InputStore", "open_input_store"]
+__all__ = ["InputStore", "KeptTexts", "open_input_store"]
 
 BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
@@ -52,6 +53,17 @@ def open_input_store(settings: Settings) -> "InputStore":
     return InputStore(folder, days, key=secret.get_secret_value().encode() if secret else None)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptTexts:
+    """The texts of one request; `subject` is a pseudonym or empty."""
+
+    use_case: str
+    request_id: str
+    texts: Sequence[str]
+    at: datetime
+    subject: str = ""
+
+
 class InputStore:
     """Texts by request id, for `keep_days` days.
 
@@ -75,15 +87,28 @@ class InputStore:
 
     def put(self, use_case: str, request_id: str, texts: Sequence[str], at: datetime, subject: str = "") -> None:
         """Keeps the texts of one request, durably; the same request again replaces them. Nothing when off."""
-        if self._cipher is None:
+        self.put_many([KeptTexts(use_case, request_id, texts, at, subject)])
+
+    def put_many(self, requests: Sequence["KeptTexts"]) -> None:
+        """Keeps the texts of several requests, all or none."""
+        if self._cipher is None or not requests:
             return
         rows = [
-            (use_case, request_id, position, subject, _micros(at), self._cipher.encrypt(text.encode()))
-            for position, text in enumerate(texts)
+            (
+                each.use_case,
+                each.request_id,
+                position,
+                each.subject,
+                _micros(each.at),
+                self._cipher.encrypt(text.encode()),
+            )
+            for each in requests
+            for position, text in enumerate(each.texts)
         ]
+        keys = [(each.use_case, each.request_id) for each in requests]
         with self._transaction() as connection:
-            connection.execute("DELETE FROM texts WHERE use_case = ? AND request_id = ?", (use_case, request_id))
-            connection.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("DELETE FROM texts WHERE use_case = ? AND request_id = ?", keys)
+            connection.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def get(self, use_case: str, request_id: str) -> list[str]:
         """The texts of one request in their order; empty when they are not kept, expired or erased.

@@ -32,16 +32,20 @@ def take_feedback(
         recent: What this gateway answered lately.
         use_case: Name of a use case with routes.
         said: The request's body.
-        labels: The model's labels; empty when it does not tell, and then any label is taken.
+        labels: Labels that are taken; empty: any.
 
     Raises:
         NotFoundError: The request id cannot have been given to an answer of this use case.
         ConflictError: The feedback id was used before for something else.
-        HttpError: 422, the label is none of the model's, or the request had fewer texts.
+        HttpError: 422, the label is none of `labels`, or the request had fewer texts.
     """
     known = _check_id(recent, use_case, said)
     if said.label is not None and labels and said.label not in labels:
-        raise HttpError(422, f"label '{said.label}' is none of the {len(labels)} labels of '{use_case}'")
+        raise HttpError(
+            422,
+            f"label '{said.label}' is none of the {len(labels)} labels of '{use_case}'; "
+            "its `feedback.new_labels` decides whether others are taken",
+        )
     feedback = Feedback(
         feedback_id=said.feedback_id or new_request_id(), request_id=said.request_id, index=said.index,
         use_case=use_case, label=said.label, rating=said.rating, source=said.source, at=said.at or utc_now(),

@@ -1,12 +1,17 @@
 """The composition root of the gateway: settings in, adapters out. Nothing is opened or started here."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from governance.feedback_log import open_feedback_log
 from governance.inference_log import open_inference_log
+from governance.input_store import open_input_store
 from governance.routes.opening import open_route_store
+from leitstand.errors import LeitstandError
 from leitstand.ports import FeedbackLog, InferenceLog
 from leitstand.settings import GatewaySettings, Settings
+from leitstand.usecase import find, load
 from services.inference import Inference
 from services.policies import Policies
 from services.recent import RecentRequests
@@ -29,6 +34,7 @@ class Gateway:
     inference_log: InferenceLog
     feedback_log: FeedbackLog
     inference: Inference
+    takes_new_labels: Callable[[str], bool]
     recent: RecentRequests = field(default_factory=RecentRequests)
 
 
@@ -43,7 +49,7 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
     upstreams = Upstreams(connect_s=chosen.connect_s, vectors=chosen.log_vectors)
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
-    recorder = Recorder(log, subject_key=key)
+    recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
     inference = Inference(
         routes,
         upstreams,
@@ -55,4 +61,16 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
     return Gateway(
         settings=chosen, drain_s=settings.serving.drain_s, routes=routes, upstreams=upstreams, recorder=recorder,
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
+        takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
     )  # fmt: skip
+
+
+def _takes_new_labels(settings: Settings, use_case: str) -> bool:
+    """Whether people may name labels that the model does not have; `feedback.new_labels` of the use case says so.
+
+    They only become training data by that policy. Without a readable file, only the model's labels are taken.
+    """
+    try:
+        return load(find(use_case, settings.usecases)).feedback.new_labels != "never"
+    except LeitstandError:
+        return False

@@ -2,7 +2,7 @@
 
 `Recorder.add` only appends to a bounded queue; twenty times a second a thread decodes answers, computes text
 statistics and hands rows to the log. A full queue drops answers and counts them. Texts are used for statistics and the
-language, and are not kept.
+language, and are kept only in a store that is switched on (`governance.input_store`).
 """
 
 import threading
@@ -15,6 +15,7 @@ from hashlib import blake2b
 import numpy as np
 import structlog
 
+from governance.input_store import InputStore, KeptTexts
 from governance.text_statistics import text_statistics
 from leitstand.ports import InferenceLog
 from leitstand.types import WindowRow
@@ -52,10 +53,14 @@ class Recorder:
         log: Where rows go.
         subject_key: Key of the subjects' pseudonyms; without one, rows name no subject.
         limit: Answers that may wait.
+        texts: Where raw texts are kept for labelling; None: nowhere.
     """
 
-    def __init__(self, log: InferenceLog, *, subject_key: bytes = b"", limit: int = 10_000) -> None:
+    def __init__(
+        self, log: InferenceLog, *, subject_key: bytes = b"", limit: int = 10_000, texts: InputStore | None = None
+    ) -> None:
         self._log = log
+        self._texts = texts if texts is not None and texts.enabled else None
         self._key = subject_key
         self._limit = limit
         self._waiting: deque[Answered] = deque()
@@ -79,8 +84,26 @@ class Recorder:
         closing = False
         while not closing:
             closing = self._closing.wait(PAUSE_S)
-            while self._waiting:
-                self._record(self._waiting.popleft())
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            for answered in batch:
+                self._record(answered)
+            self._keep_texts(batch)
+
+    def _keep_texts(self, batch: Sequence[Answered]) -> None:
+        """Of answers that people got; the shadow saw the same texts."""
+        if self._texts is None:
+            return
+        try:
+            self._texts.put_many(
+                [
+                    KeptTexts(each.use_case, each.request_id, each.payload.texts(), each.at,
+                              pseudonym(each.subject, self._key))
+                    for each in batch
+                    if each.route != "shadow"
+                ]
+            )  # fmt: skip
+        except Exception as error:  # the boundary: a full disk costs texts, not the log
+            logger.warning("Texts were not kept for labelling", requests=len(batch), cause=str(error)[:300])
 
     def _record(self, answered: Answered) -> None:
         try:

@@ -21,9 +21,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.stats import binomtest
 
+from governance.input_store import open_input_store
 from governance.routes.opening import open_route_store
 from leitstand.ports import RouteStore
-from leitstand.settings import GatewaySettings, Settings
+from leitstand.settings import GatewaySettings, MonitoringSettings, Settings
 from leitstand.types import RouteTable, Target, utc_now
 from tests.servers import free_ports, redis_running, running, wait_until
 
@@ -98,7 +99,7 @@ def gateway_running(home: Path, routes_uri: str = "", **settings: str) -> Iterat
     (port,) = free_ports(1)
     environment = os.environ | {
         "LEITSTAND_HOME": str(home), "LEITSTAND_GATEWAY__PORT": str(port), "LEITSTAND_GATEWAY__ROUTES_URI": routes_uri,
-        "LEITSTAND_MONITORING__FLUSH_S": "0.2",
+        "LEITSTAND_MONITORING__FLUSH_S": "0.2", "LEITSTAND_USECASES": str(home / "usecases"),
     } | settings  # fmt: skip
     home.mkdir(parents=True, exist_ok=True)
     log = home / "gateway.log"
@@ -267,7 +268,7 @@ def test_the_log_has_vectors_and_statistics_and_no_text(gateway: Gateway, upstre
     gateway.route(upstreams[0])
     request_id = gateway.predict("a secret 42", "b").headers["x-request-id"]
     until(lambda: logged(gateway, "request_id").count(request_id) == 2, "the rows")
-    table = pq.read_table(gateway.home / "inference-log", partitioning=None)
+    table = pq.read_table(gateway.home / "inference-log", partitioning=None)  # pyright: ignore[reportArgumentType]
     (row,) = (row for row in table.to_pylist() if row["request_id"] == request_id and row["index"] == 0)
     assert (row["version"], row["label"], row["characters"], row["words"]) == (1, "card", 11, 3)
     assert len(row["embedding"]) == 8 and len(row["probabilities"]) == 6
@@ -277,7 +278,7 @@ def test_the_log_has_vectors_and_statistics_and_no_text(gateway: Gateway, upstre
 
 def logged(gateway: Gateway, column: str) -> list[Any]:
     folder = gateway.home / "inference-log"
-    return pq.read_table(folder, partitioning=None)[column].to_pylist() if folder.exists() else []
+    return pq.read_table(folder, partitioning=None)[column].to_pylist() if folder.exists() else []  # pyright: ignore[reportArgumentType]
 
 
 def test_without_any_upstream_the_problem_says_so_until_it_is_back(gateway: Gateway, upstreams: list[Upstream]) -> None:
@@ -366,6 +367,19 @@ def test_feedback_is_taken_once_and_checked(gateway: Gateway, upstreams: list[Up
     assert httpx.post(url, json={"request_id": "long-ago", "rating": 1, "source": "s"}).json()["known"] is False
     assert httpx.post(url, json={"source": "s"}).status_code == 422
     assert httpx.post(url.replace("support", "nobody"), json=said).status_code == 404
+
+
+def test_new_labels_are_taken_and_texts_kept_where_the_policy_says_so(
+    upstreams: list[Upstream], project: Path, tmp_path: Path
+) -> None:
+    keep = {"LEITSTAND_USECASES": str(project / "usecases"), "LEITSTAND_MONITORING__KEEP_TEXTS_DAYS": "1"}
+    with gateway_running(tmp_path, **keep) as gateway:
+        gateway.route(upstreams[0])
+        request_id = gateway.predict("Where is my card?", "and my PIN?").headers["x-request-id"]
+        said = {"request_id": request_id, "label": "a_queue_of_tomorrow", "source": "agent-7"}
+        assert httpx.post(f"{gateway.url}/v1/support/feedback", json=said).status_code == 200
+        kept = open_input_store(Settings(home=tmp_path, monitoring=MonitoringSettings(keep_texts_days=1)))
+        until(lambda: kept.get("support", request_id) == ["Where is my card?", "and my PIN?"], "the texts to be kept")
 
 
 def test_the_documentation_lists_every_path(gateway: Gateway) -> None:
