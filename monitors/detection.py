@@ -45,6 +45,7 @@ BATCH_ROWS = 16_384
 GRID_STEP = 2.5
 GRID_TOP = 16
 MIN_LABELS = 30
+MIN_WINDOW_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class DetectorSet:
         return self.plan.embedding is not None and self.block_rows == 1
 
     def sketch(self, window: pa.Table | Iterable[pa.RecordBatch]) -> Sketch:
-        """Reads a window once; memory for one batch and the sketch.
+        """Reads a window once; memory for one batch and the sketch. O(rows × features).
 
         Raises:
             ValidationFailed: Columns, embedding width, probabilities or predicted labels are not the reference's.
@@ -167,7 +168,8 @@ class DetectorSet:
         reference, window = ((features.transform(s[:, :white]), s[:, white + 1 :]) for s in sides)
         return explain_by_prior_shift(*reference, *window, alpha=alpha, seed=seed)
 
-    def scores(self, sketch: Sketch, seed: int) -> tuple[DriftScore, ...]:
+    def scores(self, sketch: Sketch, seed: int = 0) -> tuple[DriftScore, ...]:
+        """One score per detector that had rows enough, whatever the size of the window."""
         rows = observed_rows(self.plan, self.detectors, sketch.sums)
         usual = observed_rows(self.plan, self.detectors, self.reference.sums) / max(self.reference.rows, 1)
         effective = rows / np.maximum(usual, 1e-9)  # the size of a window that would usually have this many
@@ -228,14 +230,14 @@ def fit_detectors(
 ) -> DetectorSet:  # fmt: skip
     """Detectors that judge windows against `reference` at the policy's false-alarm rate.
 
-    Cost: about 1.5 s per million multiply-adds of (resamples × min(rows, 3,000) × features / 1e9) and window size;
-    memory 1 GiB at most for the default columns.
+    Cost: resamples × min(rows, 3,000) × features multiply-adds per window size (about 1,000 features with the default
+    columns and embeddings of 384 dimensions), and 12 bytes × resamples × features of memory.
 
     Args:
         reference: Rows of the inference log that count as normal, not used to train the model (its scores on
             training rows are too good); at least 300. With `feedback_label`, the estimate of accuracy is corrected
             by what the labels say.
-        policy: Rate of false alarms, how often is checked, smallest window.
+        policy: Rate of false alarms, how often is checked, smallest window (20 rows at least).
         labels: The model's labels, in its order.
         seed: Of the split, the projections and the redraws.
         columns: Watched columns; by default those of the inference log.
@@ -251,6 +253,7 @@ def fit_detectors(
     watched, names = columns or Columns(), tuple(labels)
     if block_rows < 1 or resamples < 100:  # noqa: PLR2004
         raise ConfigurationError("block_rows must be at least 1, resamples at least 100")
+    smallest = max(policy.min_window_rows, MIN_WINDOW_ROWS)
     alpha = min(policy.false_alarms_per_month * (policy.check_every / MONTH), 0.5)
     _check_reference(reference, watched, names, block_rows)
     fitted, compared = _split(reference, block_rows, seed)
@@ -260,12 +263,12 @@ def fit_detectors(
     population = plan.matrix(_population(compared, block_rows, rng))
     sketches = [plan.sketch(batch) for batch in compared.to_batches(max_chunksize=BATCH_ROWS)]
     calibration = calibrate(
-        plan, population, compared.num_rows, _grid(policy.min_window_rows, compared.num_rows),
+        plan, population, compared.num_rows, _grid(smallest, compared.num_rows),
         resamples=resamples, block_rows=block_rows, seed=seed,
     )  # fmt: skip
     return DetectorSet(
         plan=plan, calibration=calibration, reference=reduce(merge, sketches), alpha=alpha,
-        min_rows=policy.min_window_rows, block_rows=block_rows, quality=_quality(plan, reference),
+        min_rows=smallest, block_rows=block_rows, quality=_quality(plan, reference),
         reference_rows=reference.num_rows, reference_digest=_digest(reference.select(watched.required)),
         use_case=str(_first(reference, "use_case") or ""), version=int(_first(reference, "version") or 0),
     )  # fmt: skip
