@@ -18,7 +18,8 @@ from typing import Protocol
 import structlog
 from filelock import BaseFileLock, Timeout
 
-from flows.deploying import Deployer, LocalDeployer
+from flows.deployers import open_deployer
+from flows.deploying import Deployer
 from flows.rollout_store import RolloutStore
 from flows.switching import ROUTE_SPREAD_S, change_route, make_stable, stop_others
 from flows.wiring import Adapters
@@ -299,7 +300,7 @@ def controller(adapters: Adapters, deployer: Deployer | None = None) -> Controll
     return Controller(
         store=adapters.rollouts,
         routes=adapters.routes,
-        deployer=deployer or LocalDeployer(adapters.settings),
+        deployer=deployer or open_deployer(adapters.settings),
         counts=GatewayMetrics(gateway_urls(adapters.settings)),
         champion=RegistryChampion(adapters),
         use_case=adapters.use_case,

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 
 from flows import stages
-from flows.deploying import LocalDeployer
+from flows.deployers import open_deployer
 from flows.wiring import wire
 from leitstand.errors import TransientBackendError
 from leitstand.types import Endpoint, EvaluationReport, GateReport, ModelVersion, RunRecord, Snapshot
@@ -219,7 +219,7 @@ def package_task(name: str, version: ModelVersion) -> BentoRecord:
 def deploy_task(name: str, bento: BentoRecord) -> Endpoint:
     """Runs the Bento as the use case's service."""
     adapters = wire()
-    endpoint = stages.deploy(adapters, LocalDeployer(adapters.settings), adapters.use_case(name), bento)
+    endpoint = stages.deploy(adapters, open_deployer(adapters.settings), adapters.use_case(name), bento)
     create_link_artifact(key=f"{name}-service", link=endpoint.url, link_text=f"{endpoint.tag} at {endpoint.url}")
     return endpoint
 

@@ -19,7 +19,9 @@ from leitstand.errors import ConfigurationError
 __all__ = [
     "AlertSettings",
     "BlobSettings",
+    "ChecksSettings",
     "GatewaySettings",
+    "KubernetesSettings",
     "LineageSettings",
     "LocalSettings",
     "MonitoringSettings",
@@ -183,6 +185,30 @@ class AlertSettings(_Group):
     )
 
 
+class ChecksSettings(_Group):
+    """What the nightly checks ask of this installation, and what they keep."""
+
+    min_free_gb: float = Field(default=2.0, ge=0, description="free space below `home`, in GB of 10^9 bytes")
+    certificates: tuple[Path, ...] = Field(default=(), description="PEM files whose expiry is watched, as a JSON list")
+    expiry_days: int = Field(default=14, ge=1, description="days before an expiry that it is told")
+    backups: str = Field(default="", description="folder of the backups of the state; empty: below `home`")
+    keep_backups: int = Field(default=14, ge=1, description="backups that are kept")
+
+
+class KubernetesSettings(_Group):
+    """Where Bentos run when `image` is set; otherwise they are processes on this machine."""
+
+    image: str = Field(
+        default="", description="image of a Bento, like registry.example/{name}:{version}; {tag} is its Bento tag"
+    )
+    namespace: str = Field(default="default", min_length=1)
+    context: str = Field(default="", description="kubectl's context; empty: the current one")
+    replicas: int = Field(default=1, ge=1, description="pods per version")
+    cpu: str = Field(default="1", description="requested per pod")
+    memory: str = Field(default="1Gi", description="requested and allowed per pod")
+    ready_timeout_s: float = Field(default=180.0, gt=0)
+
+
 class LocalSettings(_Group):
     """What `leitstand up` starts on this machine."""
 
@@ -210,6 +236,8 @@ class Settings(BaseSettings):
     monitoring: MonitoringSettings = MonitoringSettings()
     gateway: GatewaySettings = GatewaySettings()
     alerts: AlertSettings = AlertSettings()
+    checks: ChecksSettings = ChecksSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     local: LocalSettings = LocalSettings()
 
     @model_validator(mode="after")
