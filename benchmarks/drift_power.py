@@ -38,6 +38,7 @@ ROOT = Path(__file__).parent
 SUPPORT = ROOT.parent / "usecases" / "support" / "data"
 RESULT = ROOT / "results" / "drift-power.json"
 SIZES = (100, 250, 500, 1000, 2000)
+ROC_SIZE = 500
 ALPHA = 1 / 720
 POLICY = DriftSpec(min_window_rows=100)
 REFERENCE = 3000
@@ -49,6 +50,11 @@ SCENARIOS = {  # name: (source of the drifted rows, their share)
     "class prior, 10 labels x 3": ("prior", 1.0), "withheld queues 5 %": ("withheld", 0.05),
     "withheld queues 15 %": ("withheld", 0.15),
 }  # fmt: skip
+SHOWN = (
+    "embedding/mmd", "embedding/centroid", "embedding/frechet", "embedding/ood_share", "embedding/ood_ks",
+    "embedding/domain_auc", "label/jensen_shannon", "label/chi_square", "probabilities/label_shift", "score/psi",
+    "score/ks", "score/wasserstein", "score/confidence_drop", "characters/ks",
+)  # fmt: skip
 PEER_SCENARIOS = (
     "out of scope 10 %",
     "typos in 15 % of words",
@@ -184,6 +190,11 @@ def _p_values(detectors: DetectorSet, found: Sketch, seed: int) -> dict[str, flo
     return {f"{s.column}/{s.detector}": s.p_value or 0.0 for s in detectors.scores(found, seed)}
 
 
+def _kept(found: list[dict[str, float]], size: int) -> dict[str, Any]:
+    """What the ROC needs."""
+    return {"p": [{name: float(f"{p[name]:.3g}") for name in SHOWN} for p in found]} if size == ROC_SIZE else {}
+
+
 def _alarms(detectors: DetectorSet, p: dict[str, float], size: int) -> dict[str, bool]:
     least = min(p.values())
     return {str(a): least <= detectors.calibration.level(a, size, others=1) for a in (0.05, 0.01, ALPHA)}
@@ -217,10 +228,7 @@ def _one_world(data: dict, seed: int, quiet: int, loud: int, streams: int) -> di
             for size in SIZES:
                 found = [sketch(detectors, draw(rng, size, normal, None, 0, None), rng) for _ in range(quiet)]
                 p = [_p_values(detectors, one, i) for i, one in enumerate(found)]
-                out["quiet"][str(size)] = {
-                    "p": p if size == 500 else [],
-                    "alarms": [_alarms(detectors, x, size) for x in p],
-                }
+                out["quiet"][str(size)] = _kept(p, size) | {"alarms": [_alarms(detectors, x, size) for x in p]}
         for name, (kind, share) in SCENARIOS.items():
             if (kind == "withheld") != bool(withheld):
                 continue
@@ -229,9 +237,8 @@ def _one_world(data: dict, seed: int, quiet: int, loud: int, streams: int) -> di
             for size in SIZES:
                 found = [sketch(detectors, draw(rng, size, normal, other, share, weights), rng) for _ in range(loud)]
                 p = [_p_values(detectors, one, i) for i, one in enumerate(found)]
-                out["loud"].setdefault(name, {})[str(size)] = {
-                    "p": p if size == 500 else [], "alarms": [_alarms(detectors, x, size)[str(ALPHA)] for x in p],
-                }  # fmt: skip
+                alarms = [_alarms(detectors, x, size)[str(ALPHA)] for x in p]
+                out["loud"].setdefault(name, {})[str(size)] = _kept(p, size) | {"alarms": alarms}
             for gradual in (False, True):
                 out["delay"][f"{name}, {'gradual' if gradual else 'sudden'}"] = [
                     _delay(detectors, rng, normal, other, share, weights, gradual) for _ in range(streams)
@@ -283,6 +290,7 @@ def peers(cache: Path, alibi: str, windows: int) -> None:
                 for who, vote in votes.items():
                     tally.setdefault(name, {}).setdefault(who, []).append(bool(vote))
                 arrays[f"{name}|{withheld}|{number}"] = np.concatenate([data[group][rows] for group, rows in parts])
+    _save(_saved() | {"peers": tally})
     np.savez(cache / "windows.npz", **arrays)
     judged = cache / "alibi.json"
     command = [alibi, str(ROOT / "drift_alibi.py"), str(cache / "windows.npz"), str(judged)]
@@ -343,13 +351,10 @@ def _show_roc(worlds: list[dict[str, Any]]) -> None:
     from sklearn.metrics import roc_auc_score
 
     print("Area under the ROC per detector, windows of 500 rows (drifted against not)")
-    shown = ["embedding/mmd", "embedding/centroid", "embedding/frechet", "embedding/ood_share", "embedding/ood_ks",
-             "embedding/domain_auc", "label/jensen_shannon", "label/chi_square", "probabilities/label_shift",
-             "score/psi", "score/ks", "score/wasserstein", "score/confidence_drop", "characters/ks"]  # fmt: skip
-    print(" " * 31 + " ".join(name.split("/")[1][:9].rjust(9) for name in shown))
+    print(" " * 31 + " ".join(name.split("/")[1][:9].rjust(9) for name in SHOWN))
     for name in SCENARIOS:
         areas = []
-        for detector in shown:
+        for detector in SHOWN:
             scores, truth = [], []
             for world in worlds:
                 for drifted, p in ((0, world["quiet"]["500"]["p"]), (1, world["loud"][name]["500"]["p"])):
