@@ -49,6 +49,7 @@ __all__ = [
     "gate",
     "ingest",
     "labels_of",
+    "model_folder",
     "package",
     "promote",
     "register",
@@ -328,8 +329,13 @@ def champion_folder(adapters: Adapters, name: str) -> Path | None:
     champion = _champion(adapters, name)
     if champion is None:
         return None
-    with adapters.lock(f"champion-{name}"):
-        return _fetched(adapters, champion)
+    return model_folder(adapters, champion)
+
+
+def model_folder(adapters: Adapters, version: ModelVersion) -> Path:
+    """Folder of a registered version's model in the local cache, verified."""
+    with adapters.lock(f"champion-{version.name}"):
+        return _fetched(adapters, version)
 
 
 def labels_of(adapters: Adapters, name: str, version: int) -> tuple[str, ...]:
@@ -340,8 +346,7 @@ def labels_of(adapters: Adapters, name: str, version: int) -> tuple[str, ...]:
         found = adapters.registry.get(ModelRef(name=name, version=version))
     except NotFoundError:
         return ()
-    with adapters.lock(f"champion-{name}"):
-        return read_config(_fetched(adapters, found)).labels
+    return read_config(model_folder(adapters, found)).labels
 
 
 def _champion(adapters: Adapters, name: str) -> ModelVersion | None:

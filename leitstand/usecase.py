@@ -28,6 +28,8 @@ __all__ = [
     "GateSpec",
     "GoldenSpec",
     "ModelSpec",
+    "NightlySpec",
+    "PromptSpec",
     "RetrainingSpec",
     "RolloutSpec",
     "ServingSpec",
@@ -381,6 +383,30 @@ class RetrainingSpec(_Spec):
 
     profile: str = Field(default="", description="training profile; empty: the default one")
     warm_start: bool = Field(default=True, description="start from the champion's weights, not from the base model")
+    min_new_rows: int = Field(
+        default=50, ge=1, description="labelled rows beyond the champion's that a retraining needs; fewer: people are "
+        "asked for labels"
+    )  # fmt: skip
+
+
+class PromptSpec(_Spec):
+    """A text whose answer never changes."""
+
+    text: str
+    label: str
+
+
+class NightlySpec(_Spec):
+    """What the nightly checks ask of the served version and its data."""
+
+    prompts: tuple[PromptSpec, ...] = Field(default=(), description="texts with the label that must be answered")
+    golden_tolerance: Fraction = Field(
+        default=0.01, description="accuracy on the golden set may be this far below what the version's gates measured"
+    )
+    max_quiet: timedelta = Field(default=timedelta(days=1), description="time without a request before data is stale")
+    max_feedback_age: timedelta | None = Field(
+        default=None, description="time without feedback before it is stale; null: feedback is not expected"
+    )
 
 
 class UseCase(_Spec):
@@ -404,6 +430,7 @@ class UseCase(_Spec):
     drift: DriftSpec = DriftSpec()
     feedback: FeedbackSpec = FeedbackSpec()
     retraining: RetrainingSpec = RetrainingSpec()
+    nightly: NightlySpec = NightlySpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
 

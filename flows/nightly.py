@@ -1,0 +1,232 @@
+"""The nightly checks of a use case and the housekeeping of its stores; plain functions.
+
+Each check stands alone: one that cannot be made says so, and the others go on. The served version is asked directly,
+not through the gateway, so that texts of the golden set are not taken for traffic. What degraded raises an alert;
+everything is kept as a record below ``home/monitors/nightly/USE_CASE/``.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from flows.backup import back_up
+from flows.loop import Loop, serving_version
+from flows.rollout import gateway_urls
+from governance.input_store import open_input_store
+from leitstand.errors import BackendError, LeitstandError, NotFoundError, TransientBackendError
+from leitstand.files import write_text
+from leitstand.types import EvaluationReport, ModelRef
+from leitstand.usecase import UseCase
+from monitors import sanity
+from monitors.compaction import compact
+from monitors.sanity import Check
+from monitors.windows import iterate_window
+
+__all__ = ["NightlyRecord", "ask_version", "run_checks"]
+
+ASKED_AT_ONCE = 64
+TIMEOUT_S = 30
+logger = structlog.get_logger()
+
+
+class NightlyRecord(BaseModel):
+    """What one night's checks said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    use_case: str
+    version: int | None
+    at: AwareDatetime
+    checks: tuple[Check, ...]
+    dropped_total: float | None = None
+
+    @property
+    def degraded(self) -> tuple[Check, ...]:
+        """What a person should look at."""
+        return tuple(check for check in self.checks if check.outcome == "degraded")
+
+
+def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord:
+    """Runs every check and the housekeeping, keeps the record, and tells people what degraded."""
+    name, settings = use_case.name, loop.adapters.settings
+    folder = loop.home / "monitors" / "nightly" / name
+    before = _last(folder)
+    version = None
+    with contextlib.suppress(NotFoundError):
+        version = serving_version(loop.adapters, name)
+    total = _dropped_total(loop)
+    within = timedelta(days=settings.checks.expiry_days)
+    plan: list[tuple[str, Callable[[], Check | Sequence[Check]]]] = [
+        ("served version", lambda: _served(loop, use_case, version)),
+        ("requests", lambda: _requests(loop, use_case, now)),
+        ("feedback", lambda: _feedback(loop, use_case, now)),
+        ("disk space", lambda: sanity.disk_space(shutil.disk_usage(loop.home).free, settings.checks.min_free_gb)),
+        ("inference log", lambda: sanity.dropped_rows(before.dropped_total if before else None, total)),
+        ("certificates", lambda: [_certificate(path, within, now) for path in settings.checks.certificates]),
+        ("W&B key", lambda: _wandb_key(loop)),
+        ("backup", lambda: Check("backup", "ok", f"{back_up(settings, now=now)} was restored and verified")),
+        ("retention", lambda: _retention(loop, name, now)),
+    ]
+    checks: list[Check] = []
+    for title, make in plan:
+        found = _guarded(title, make)
+        checks += [found] if isinstance(found, Check) else found
+    record = NightlyRecord(use_case=name, version=version, at=now, checks=tuple(checks), dropped_total=total)
+    write_text(folder / f"{now:%Y%m%dT%H%M%SZ}.json", record.model_dump_json(indent=1))
+    loop.alerts.report(sanity.changes(checks, name, now=now, runbooks=settings.alerts.runbooks))
+    logger.info(
+        "Nightly checks were made", use_case=name, degraded=[check.name for check in record.degraded],
+        skipped=[check.name for check in checks if check.outcome == "skipped"],
+    )  # fmt: skip
+    return record
+
+
+def ask_version(url: str, name: str, texts: Sequence[str]) -> list[str]:
+    """The labels that a Bento answers, over the Open Inference Protocol.
+
+    Raises:
+        TransientBackendError: It does not answer, or not with a label per text.
+    """
+    labels: list[str] = []
+    for start in range(0, len(texts), ASKED_AT_ONCE):
+        chunk = list(texts[start : start + ASKED_AT_ONCE])
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [len(chunk)], "data": chunk}
+        body = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
+        request = urllib.request.Request(  # noqa: S310 -- the route table holds http URLs only
+            f"{url.rstrip('/')}/v2/models/{name}/infer", data=body, headers={"content-type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+                outputs = json.loads(answer.read())["outputs"]
+            labels += next(output["data"] for output in outputs if output["name"] == "label")
+        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            raise TransientBackendError(
+                f"{url} did not answer {len(chunk)} texts: {error}", hint="see `leitstand status`"
+            ) from error
+    return labels
+
+
+def _guarded(title: str, make: Callable[[], Check | Sequence[Check]]) -> Check | Sequence[Check]:
+    """A check that breaks is a degraded check: it says that something is wrong, and the others go on."""
+    try:
+        return make()
+    except LeitstandError as error:
+        return Check(title, "degraded", error.message)
+    except Exception as error:
+        logger.exception("A nightly check broke", check=title)
+        return Check(title, "degraded", f"the check broke: {type(error).__name__}: {error}")
+
+
+def _served(loop: Loop, use_case: UseCase, version: int | None) -> list[Check]:
+    """Golden set and canary prompts, asked of the version that answers as stable."""
+    from models.golden import load_golden
+
+    table = loop.adapters.routes.read(use_case.name)
+    if version is None or table is None:
+        return [sanity.skipped(each, "nothing serves the use case") for each in ("golden set", "canary prompts")]
+    prompts, golden = use_case.nightly.prompts, load_golden(use_case)
+    said = ask_version(table.stable.url, use_case.name, [prompt.text for prompt in prompts]) if prompts else []
+    checks = [sanity.canary_prompts(prompts, said)]
+    if golden is None:
+        return [sanity.skipped("golden set", "the use case has none (data.golden)"), *checks]
+    report = _evaluation(loop, use_case.name, version)
+    metric = report.metric("accuracy", "golden") if report else None
+    answers = ask_version(table.stable.url, use_case.name, golden.texts)
+    tolerance = use_case.nightly.golden_tolerance
+    return [sanity.golden_accuracy(golden.labels, answers, metric.value if metric else None, tolerance), *checks]
+
+
+def _evaluation(loop: Loop, name: str, version: int) -> EvaluationReport | None:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = loop.adapters.registry.attachment(
+                ModelRef(name=name, version=version), "evaluation.json", Path(folder)
+            )  # fmt: skip
+            return EvaluationReport.model_validate_json(path.read_bytes())
+    except (LeitstandError, ValueError):
+        return None
+
+
+def _requests(loop: Loop, use_case: UseCase, now: datetime) -> Check:
+    """When the last answer was logged; looks at the newest days only."""
+    last = None
+    for day in loop.log.days(use_case.name)[-2:]:
+        start = datetime(day.year, day.month, day.day, tzinfo=now.tzinfo)
+        window = iterate_window(loop.log, use_case.name, start, start + timedelta(days=1), columns=["at"], now=now)
+        moments = [_latest(batch) for batch in window if batch.num_rows]
+        last = max([*moments, *([last] if last else [])], default=None)
+    return sanity.freshness("requests", last, use_case.nightly.max_quiet, now=now)
+
+
+def _latest(batch: Any) -> datetime:
+    return max(batch.column("at").to_pylist())
+
+
+def _feedback(loop: Loop, use_case: UseCase, now: datetime) -> Check:
+    last = max((entry.at for entry in loop.feedback.entries(use_case.name)), default=None)
+    return sanity.freshness("feedback", last, use_case.nightly.max_feedback_age, now=now)
+
+
+def _certificate(path: Path, within: timedelta, now: datetime) -> Check:
+    name = f"certificate {path.name}"
+    try:
+        from cryptography import x509
+
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        return Check(name, "degraded", f"{path} cannot be read: {error}")
+    return sanity.expiry(name, found.not_valid_after_utc, within, now=now)
+
+
+def _wandb_key(loop: Loop) -> Check:
+    settings = loop.adapters.settings
+    if settings.registry.kind != "wandb":
+        return sanity.skipped("W&B key", "the registry is not W&B; runs stay offline without a key")
+    if settings.tracking.api_key is None:
+        return Check("W&B key", "degraded", "the registry is W&B, but LEITSTAND_TRACKING__API_KEY is not set")
+    loop.adapters.registry.names()
+    return Check("W&B key", "ok", "the registry takes it")
+
+
+def _retention(loop: Loop, name: str, now: datetime) -> Check:
+    settings = loop.adapters.settings
+    done = compact(loop.log, name, now, retention_days=settings.monitoring.retention_days)
+    erased = open_input_store(settings).expire(now)
+    text = f"{done.files_merged} log files merged, {done.days_expired} days expired, {erased} kept texts erased"
+    return Check("retention", "ok", text)
+
+
+def _dropped_total(loop: Loop) -> float | None:
+    """Of all gateways together; None when one cannot be read."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    total = 0.0
+    try:
+        for url in gateway_urls(loop.adapters.settings):
+            with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:  # noqa: S310 -- our own settings
+                families = list(text_string_to_metric_families(answer.read().decode()))
+            total += sum(
+                sample.value for family in families for sample in family.samples
+                if sample.name == "gateway_log_records_dropped_total"
+            )  # fmt: skip
+    except (urllib.error.URLError, OSError, ValueError, BackendError):
+        return None
+    return total
+
+
+def _last(folder: Path) -> NightlyRecord | None:
+    for path in sorted(folder.glob("*.json"), reverse=True)[:1]:
+        with contextlib.suppress(ValueError):
+            return NightlyRecord.model_validate_json(path.read_bytes())
+    return None
