@@ -1,4 +1,4 @@
-"""The Prefect automations of the closed loop, made from code: ``python -m flows.automations support``.
+"""The Prefect automations of the closed loop, made from code: ``python -m flows.automations [USE_CASE ...]``.
 
 | automation | on | runs |
 |---|---|---|
@@ -7,7 +7,7 @@
 
 `leitstand up` makes them after it deployed. What exists is a person's: one that was switched off or changed in the
 UI stays so. Only a reference to a deployment that is gone is repaired. An automation that was deleted comes back;
-to keep it from acting, switch it off.
+to keep it from acting, switch it off. The interval of `drift-check/NAME` is set to `drift.check_every` likewise.
 """
 
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
-__all__ = ["Wanted", "definition", "ensure_automations", "wanted"]
+__all__ = ["Wanted", "definition", "ensure_automations", "ensure_schedule", "wanted"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,30 @@ def ensure_automations(use_case: str) -> Sequence[str]:
         return [_ensure(client, each) for each in wanted(use_case)]
 
 
+def ensure_schedule(use_case: str, check_every: timedelta) -> str:
+    """Has windows checked as often as the policy says, and keeps whether the schedule is switched on.
+
+    Raises:
+        NotFoundError: The use case has no `drift-check` deployment in Prefect.
+        TransientBackendError: The server does not answer.
+    """
+    from prefect.client.schemas.schedules import IntervalSchedule
+    from prefect.exceptions import ObjectNotFound
+
+    name = f"drift-check/{use_case}"
+    with _client() as client:
+        try:
+            deployment = client.read_deployment_by_name(name).id
+        except ObjectNotFound as error:
+            raise NotFoundError(f"Prefect has no deployment '{name}'", hint="deploy it with `leitstand up`") from error
+        for found in client.read_deployment_schedules(deployment):
+            timing = found.schedule
+            if isinstance(timing, IntervalSchedule) and timing.interval != check_every:
+                changed = timing.model_copy(update={"interval": check_every})
+                client.update_deployment_schedule(deployment, found.id, active=found.active, schedule=changed)
+    return f"{name}: every {check_every}"
+
+
 def _ensure(client: "SyncPrefectClient", each: Wanted) -> str:
     from prefect.exceptions import ObjectNotFound
 
@@ -133,13 +157,21 @@ def _client() -> Iterator["SyncPrefectClient"]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Makes the automations of the use cases that are named."""
+    """Makes the automations of the use cases that are named, or of all that are deployed."""
     from leitstand.settings import apply_environment, load_settings
+    from leitstand.usecase import find, load, names
 
-    apply_environment(load_settings())
-    for use_case in arguments:
-        for line in ensure_automations(use_case):
-            print(line)  # noqa: T201 -- a command
+    settings = load_settings()
+    apply_environment(settings)
+    for use_case in arguments or names(settings.usecases):
+        spec = load(find(use_case, settings.usecases))
+        try:
+            lines = [*ensure_automations(use_case), ensure_schedule(use_case, spec.drift.check_every)]
+        except NotFoundError as error:
+            if arguments:
+                raise
+            lines = [f"{use_case}: {error.message}"]
+        print("\n".join(lines))  # noqa: T201 -- a command
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
+    "drift": ("drift", "Judge windows of traffic, and see what was judged and decided."),
+    "retrain": ("retrain", "Train a challenger on base and labelled feedback, and start its rollout."),
+    "checks": ("checks", "Run the nightly checks by hand; list and restore backups of the state."),
     "reports": ("reports", "List drift reports, find their pages, show their history."),
 }
 

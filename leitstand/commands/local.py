@@ -63,6 +63,7 @@ def up(
     if deploy:
         for file in deployment_files(settings):
             _prefect(settings, "deploy", "--all", "--prefect-file", str(file))
+        _python(settings, "flows.automations")
     wait_until(
         lambda: is_ready(gateway_url(settings)),
         timeout_s=settings.local.ready_timeout_s,
@@ -163,11 +164,15 @@ def _ensure_routes(settings: Settings, deployer: LocalDeployer) -> None:
 
 
 def _prefect(settings: Settings, *arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    _python(settings, "prefect", "--no-prompt", *arguments)
+
+
+def _python(settings: Settings, module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, env=quiet_environment(settings), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise PermanentBackendError(
-            f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-2000:]}",
+            f"`{' '.join([module, *arguments])}` failed: {(done.stdout + done.stderr).strip()[-2000:]}",
             hint=f"see {os.fspath(settings.root / 'run' / 'logs')}",
         )
 
