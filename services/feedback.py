@@ -23,8 +23,9 @@ CLOCK_SKEW_S = 60.0
 
 
 def take_feedback(
-    log: FeedbackLog, recent: RecentRequests, use_case: str, said: FeedbackRequest, labels: Sequence[str]
-) -> FeedbackResponse:
+    log: FeedbackLog, recent: RecentRequests, use_case: str, said: FeedbackRequest, labels: Sequence[str],
+    *, takes_new: bool = False,
+) -> FeedbackResponse:  # fmt: skip
     """Records what was said about one answer of `use_case`; returns when it is durable.
 
     Args:
@@ -32,15 +33,17 @@ def take_feedback(
         recent: What this gateway answered lately.
         use_case: Name of a use case with routes.
         said: The request's body.
-        labels: Labels that are taken; empty: any.
+        labels: The model's labels; empty when it does not tell, and then any label is taken.
+        takes_new: Whether other labels are taken, too; they wait for the policy of retraining.
 
     Raises:
         NotFoundError: The request id cannot have been given to an answer of this use case.
         ConflictError: The feedback id was used before for something else.
-        HttpError: 422, the label is none of `labels`, or the request had fewer texts.
+        HttpError: 422, the label is none of `labels` and new ones are not taken, or the request had fewer texts.
     """
     known = _check_id(recent, use_case, said)
-    if said.label is not None and labels and said.label not in labels:
+    new_label = said.label is not None and bool(labels) and said.label not in labels
+    if new_label and not takes_new:
         raise HttpError(
             422,
             f"label '{said.label}' is none of the {len(labels)} labels of '{use_case}'; "
@@ -59,7 +62,10 @@ def take_feedback(
             raise
         feedback, recorded = earlier, False
     FEEDBACK.labels(use_case, ("recorded" if known else "unmatched") if recorded else "repeated").inc()
-    return FeedbackResponse(feedback_id=feedback.feedback_id, recorded=recorded, known=known, at=feedback.at)
+    return FeedbackResponse(
+        feedback_id=feedback.feedback_id, recorded=recorded, known=known, new_label=new_label,
+        at=feedback.at,
+    )  # fmt: skip
 
 
 def _check_id(recent: RecentRequests, use_case: str, said: FeedbackRequest) -> bool:

@@ -87,9 +87,10 @@ def _add_feedback(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/{use_case}/feedback", responses=PROBLEMS, summary="Say what was right, or how good it was")
     async def feedback(use_case: str, said: FeedbackRequest) -> FeedbackResponse:
         labels = await gateway.inference.labels(use_case)
-        if said.label is not None and said.label not in labels:
-            labels = () if await asyncio.to_thread(gateway.takes_new_labels, use_case) else labels
-        return await asyncio.to_thread(take_feedback, gateway.feedback_log, gateway.recent, use_case, said, labels)
+        takes_new = await asyncio.to_thread(gateway.takes_new_labels, use_case)
+        return await asyncio.to_thread(
+            take_feedback, gateway.feedback_log, gateway.recent, use_case, said, labels, takes_new=takes_new
+        )
 
 
 def _add_health(app: FastAPI, gateway: Gateway, front: Front) -> None:

@@ -71,11 +71,15 @@ class FeedbackRequest(_Body):
 
 
 class FeedbackResponse(_Body):
-    """How it was taken: `known` is false when this gateway did not see the request lately."""
+    """How it was taken: `known` is false when this gateway did not see the request lately.
+
+    `new_label`: the model does not have the label; the use case's `feedback.new_labels` decides what becomes of it.
+    """
 
     feedback_id: str
     recorded: bool = Field(description="false: this id was recorded before, with the same content")
     known: bool
+    new_label: bool = False
     at: datetime
 
 

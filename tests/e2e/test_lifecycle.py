@@ -116,8 +116,9 @@ def test_the_gateway_routes_to_what_was_deployed_logs_it_and_takes_feedback(work
     assert (answered.headers["x-leitstand-version"], prediction["label"]) == ("1", "activate_my_card")
     assert [top["score"] for top in prediction["top"]] == sorted((t["score"] for t in prediction["top"]), reverse=True)
     assert len(prediction["top"]) == 2
-    said = {"request_id": answered.headers["x-request-id"], "label": "no such label", "source": "agent-1"}
-    assert httpx.post(f"{gateway}/feedback", json=said).status_code == 422
+    said = {"request_id": answered.headers["x-request-id"], "label": "a_queue_of_tomorrow", "source": "agent-1"}
+    taken = httpx.post(f"{gateway}/feedback", json=said).json()
+    assert taken["recorded"] and taken["new_label"], "recorded, and said to be none that the model has"
     assert httpx.post(f"{gateway}/feedback", json=said | {"label": "activate_my_card"}).json()["known"]
     routes = json.loads(workspace.leitstand("routes", "list", "--json").stdout)
     assert [(table["use_case"], table["stable"]["version"]) for table in routes] == [("triage", 1)]

@@ -377,7 +377,8 @@ def test_new_labels_are_taken_and_texts_kept_where_the_policy_says_so(
         gateway.route(upstreams[0])
         request_id = gateway.predict("Where is my card?", "and my PIN?").headers["x-request-id"]
         said = {"request_id": request_id, "label": "a_queue_of_tomorrow", "source": "agent-7"}
-        assert httpx.post(f"{gateway.url}/v1/support/feedback", json=said).status_code == 200
+        taken = httpx.post(f"{gateway.url}/v1/support/feedback", json=said).json()
+        assert taken["recorded"] and taken["new_label"]
         kept = open_input_store(Settings(home=tmp_path, monitoring=MonitoringSettings(keep_texts_days=1)))
         until(lambda: kept.get("support", request_id) == ["Where is my card?", "and my PIN?"], "the texts to be kept")
 
