@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -49,7 +50,7 @@ class Workspace:
                 start_new_session=True,
             )  # fmt: skip
 
-    def versions(self, name: str = "triage") -> list[dict[str, object]]:
+    def versions(self, name: str = "triage") -> list[dict[str, Any]]:
         return json.loads(self.leitstand("models", "list", name, "--json").stdout)
 
     def edit(self, old: str, new: str) -> None:
