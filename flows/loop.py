@@ -103,12 +103,19 @@ def loop_state(loop: Loop, name: str, health: Health, *, now: datetime) -> LoopS
 
 
 def _promotion(history: list[RouteTable]) -> tuple[int | None, int | None, datetime | None]:
-    """Stable version, the one before it, and since when. A first version was not promoted over anything."""
+    """Stable version, the one before it, and since when.
+
+    Neither a first version nor one that came back was promoted over anything: there is nothing to go back to.
+    """
     if not history:
         return None, None, None
-    serving, since = history[-1].stable.version, history[-1].changed_at
-    for table in reversed(history):
+    serving = history[-1].stable.version
+    since, before = history[-1].changed_at, None
+    for place, table in reversed(list(enumerate(history))):
         if table.stable.version != serving:
-            return serving, table.stable.version, since
+            before = place
+            break
         since = table.changed_at
-    return serving, None, None
+    if before is None or any(table.stable.version == serving for table in history[:before]):
+        return serving, None, None
+    return serving, history[before].stable.version, since

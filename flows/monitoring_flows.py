@@ -5,7 +5,6 @@ and an automation can give them.
 """
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
 from prefect import flow, get_run_logger, task
@@ -57,11 +56,7 @@ def drift_check(use_case: str, start: datetime | None = None, end: datetime | No
 @flow(name="drift-report", flow_run_name="drift-report {use_case} ({period})", persist_result=False)
 def drift_report(use_case: str, period: Literal["hour", "day"] = "hour") -> str:
     """Builds the Evidently page of the last whole hour or day (UTC); returns its path, or an empty text."""
-    try:
-        return str(_report_task(use_case, due_window(LENGTHS[period], utc_now())))
-    except (NotFoundError, ValidationFailed) as error:
-        get_run_logger().info("No report: %s", error.message)
-        return ""
+    return _report_task(use_case, due_window(LENGTHS[period], utc_now()))
 
 
 @flow(name="nightly", flow_run_name="nightly {use_case}", persist_result=False)
@@ -100,11 +95,16 @@ def _check_task(use_case: str, start: datetime | None, end: datetime | None) -> 
 
 
 @task(name="drift report", task_run_name="report on {use_case}", cache_policy=NO_CACHE)
-def _report_task(use_case: str, window: Window) -> Path:
+def _report_task(use_case: str, window: Window) -> str:
+    """Path of the page; empty when there is nothing to report on or to compare with."""
     adapters = wire()
-    page = report_window(open_loop(adapters), adapters.use_case(use_case), window, now=utc_now())
+    try:
+        page = report_window(open_loop(adapters), adapters.use_case(use_case), window, now=utc_now())
+    except (NotFoundError, ValidationFailed) as error:
+        get_run_logger().info("No report: %s", error.message)
+        return ""
     create_link_artifact(key=_key("drift-report", use_case), link=page.resolve().as_uri(), link_text=page.stem)
-    return page
+    return str(page)
 
 
 def _aware(moment: datetime) -> datetime:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,9 @@ from monitors.detection import DetectorSet, fit_detectors
 from monitors.detector_store import load_detectors, save_detectors
 from monitors.features import Columns
 from monitors.windows import WINDOW_SCHEMA
+
+if TYPE_CHECKING:
+    from models.loading import Classifier
 
 __all__ = ["Reference", "build_reference", "reference_folder", "reference_of", "reference_rows"]
 
@@ -103,13 +107,18 @@ def build_reference(adapters: Adapters, use_case: UseCase, version: ModelVersion
         NotFoundError: The version's snapshot is not on this machine.
         ValidationFailed: The test split is too small.
     """
+    from flows.stages import model_folder
+    from models.loading import open_classifier
     from models.snapshots import load_split
 
     snapshot = _snapshot(adapters, version)
-    split = load_split(snapshot, "test")
-    rows, labels = reference_rows(adapters, use_case, version, split, snapshot.labels)
+    split, serving = load_split(snapshot, "test"), use_case.serving
+    folder = model_folder(adapters, version)
+    classifier = open_classifier(folder, engine=serving.engine, precision=serving.precision)
+    languages = _languages(adapters, split.texts)
+    rows = reference_rows(version, classifier, split, snapshot.labels, languages)
     detectors = fit_detectors(
-        rows, use_case.drift, labels=labels, seed=SEED, columns=WATCHED, resamples=RESAMPLES
+        rows, use_case.drift, labels=classifier.config.labels, seed=SEED, columns=WATCHED, resamples=RESAMPLES
     )  # fmt: skip
     folder = reference_folder(adapters, use_case, version)
     with atomic_dir(folder) as part:
@@ -120,19 +129,20 @@ def build_reference(adapters: Adapters, use_case: UseCase, version: ModelVersion
 
 
 def reference_rows(
-    adapters: Adapters, use_case: UseCase, version: ModelVersion, split: Split, names: Sequence[str]
-) -> tuple[pa.Table, tuple[str, ...]]:
-    """The version's answers to a split, in the columns of the log with the true labels as feedback, and its labels.
+    version: ModelVersion, classifier: "Classifier", split: Split, names: Sequence[str], languages: Sequence[str]
+) -> pa.Table:
+    """The version's answers to a split, in the columns of the log, with the true labels as feedback.
 
     Probabilities and embeddings are rounded to float16, as in the log; tokens are 0 and the latency is null, because
     neither is what the gateway would see.
-    """
-    from flows.stages import model_folder
-    from models.loading import open_classifier
 
-    serving = use_case.serving
-    folder = model_folder(adapters, version)
-    classifier = open_classifier(folder, engine=serving.engine, precision=serving.precision)
+    Args:
+        version: Whose answers.
+        classifier: The version, opened.
+        split: Texts, with labels as places in `names`.
+        names: The data's labels.
+        languages: Of each text; empty where nobody looked.
+    """
     ids = classifier.encode(split.texts)
     order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
     logits: list[np.ndarray] = [np.empty(0)] * len(ids)
@@ -149,19 +159,18 @@ def reference_rows(
     columns = {
         "request_id": [f"reference-{place}" for place in range(count)], "index": [0] * count,
         "at": [begin + timedelta(milliseconds=place) for place in range(count)],
-        "use_case": [use_case.name] * count, "version": [version.version] * count, "route": ["stable"] * count,
+        "use_case": [version.name] * count, "version": [version.version] * count, "route": ["stable"] * count,
         "subject": [""] * count, "label": answers.labels, "score": answers.scores, "abstain": answers.abstain,
         "probabilities": [row.astype("<f2").tobytes() for row in answers.probabilities],
         "embedding": [row.astype("<f2").tobytes() for row in embedding],
         **{name: [getattr(each, name) for each in statistics] for name in type(statistics[0])._fields},
-        "tokens": [0] * count, "language": _languages(adapters, split.texts), "latency_ms": [None] * count,
+        "tokens": [0] * count, "language": languages, "latency_ms": [None] * count,
         "feedback_label": truth, "rating": [None] * count, "feedback_source": ["test split"] * count,
         "feedback_at": [begin] * count,
     }  # fmt: skip
-    table = pa.Table.from_arrays(
+    return pa.Table.from_arrays(
         [pa.array(columns[field.name], field.type) for field in WINDOW_SCHEMA], schema=WINDOW_SCHEMA
     )
-    return table, tuple(classifier.config.labels)
 
 
 def _languages(adapters: Adapters, texts: Sequence[str]) -> list[str]:

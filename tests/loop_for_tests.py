@@ -20,6 +20,7 @@ from leitstand.files import digest_json, short_digest, write_text
 from leitstand.settings import MonitoringSettings, Settings
 from leitstand.types import ModelCandidate, ModelVersion, RouteTable, RunRecord, Snapshot, SplitInfo, Target, WindowRow
 from leitstand.usecase import UseCase
+from models.loading import Classifier, open_classifier
 from models.snapshots import Split, split_digest
 from models.training import train
 from tests.fakes import InMemoryRegistry, InMemoryRouteStore, InMemoryTracker
@@ -78,6 +79,7 @@ class Trained:
     snapshot: Snapshot
     run: RunRecord
     home: Path
+    classifier: Classifier
 
 
 def trained(folder: Path) -> Trained:
@@ -90,7 +92,7 @@ def trained(folder: Path) -> Trained:
     run = train(case, data, profile=None, home=home, tracker=InMemoryTracker(), commit="abc", s3=settings.s3)
     target = folder / "usecases" / "tiny" / "usecase.yaml"
     write_text(target, yaml.safe_dump(case.model_dump(mode="json")))
-    return Trained(case, data, run, home)
+    return Trained(case, data, run, home, open_classifier(run.model_dir, threads=1))
 
 
 def registered(registry: InMemoryRegistry, run: RunRecord, data: Snapshot, key: str = "") -> ModelVersion:
@@ -112,6 +114,7 @@ class World:
     version: ModelVersion
     counts: InMemoryCounts
     snapshot: Snapshot
+    classifier: Classifier
 
     @property
     def adapters(self) -> Adapters:
@@ -120,7 +123,8 @@ class World:
     def answer(self, texts: Sequence[str], start: datetime, length: timedelta, *, tag: str = "r") -> list[WindowRow]:
         """Answers texts as the gateway would, spread over `length`, and logs them."""
         split = Split(list(texts), np.zeros(len(texts), dtype=np.int64))
-        table, _ = reference_rows(self.adapters, self.use_case, self.version, split, self.snapshot.labels)
+        languages = [""] * len(texts)
+        table = reference_rows(self.version, self.classifier, split, self.snapshot.labels, languages)
         step = length / len(texts)
         rows = [
             WindowRow(
@@ -157,4 +161,4 @@ def world(shared: Trained, home: Path) -> World:
     routes.write(table, expected=0)
     counts = InMemoryCounts()
     loop = replace(open_loop(adapters), counts=counts)
-    return World(loop, shared.use_case, version, counts, shared.snapshot)
+    return World(loop, shared.use_case, version, counts, shared.snapshot, shared.classifier)

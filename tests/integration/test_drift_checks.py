@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from flows import reference
+from flows.loop import loop_state
 from flows.loop_events import DRIFT, QUALITY
-from flows.monitoring import DriftCheck, Window, check_drift, due_window, kept_reports
+from flows.monitoring import DriftCheck, Window, check_drift, due_window, kept_reports, report_window
 from flows.reference import reference_of
 from governance.inference_log import open_inference_log
 from leitstand.errors import NotFoundError
-from leitstand.types import Action, Feedback, Finding, WindowRow
+from leitstand.types import Action, Feedback, Finding, Target, WindowRow
 from leitstand.usecase import UseCase
+from monitors.decision import LoopState
+from monitors.health import Health
+from monitors.report_record import WindowReport
 from tests.loop_for_tests import NOW, Trained, World, normal_texts, trained, withheld_texts, world
 
 HOUR = timedelta(hours=1)
@@ -178,6 +182,35 @@ def test_nothing_deployed_is_said(shared: Trained, tmp_path: Path) -> None:
     bare.adapters.registry.remove_alias("tiny", "champion", actor="tests", reason="none")
     with pytest.raises(NotFoundError, match="nothing to watch"):
         checked(bare)
+
+
+def test_a_version_that_came_back_was_not_promoted_over_anything(here: World) -> None:
+    routes = here.adapters.routes
+
+    def serve(version: int, hours: int) -> LoopState:
+        table = routes.read("tiny")
+        assert table is not None
+        target = Target(version=version, url="http://127.0.0.1:9")
+        changed = table.model_copy(update={"stable": target, "changed_at": NOW + hours * HOUR})
+        routes.write(changed, expected=table.revision)
+        return loop_state(here.loop, "tiny", Health(), now=NOW)
+
+    first, promoted, back = loop_state(here.loop, "tiny", Health(), now=NOW), serve(2, 1), serve(1, 2)
+    assert (first.serving, first.previous_version, first.promoted_at) == (1, None, None)
+    assert (promoted.serving, promoted.previous_version, promoted.promoted_at) == (2, 1, NOW + HOUR)
+    assert (back.serving, back.previous_version, back.promoted_at) == (1, None, None)
+
+
+def test_the_page_of_a_window_shows_the_kept_verdict_and_stands_in_the_index(here: World) -> None:
+    here.answer(normal_texts(400, 7)[0], NOW - HOUR, HOUR)
+    found = checked(here)
+    page = report_window(here.loop, here.use_case, due_window(HOUR, NOW), now=NOW)
+    record = WindowReport.model_validate_json(page.with_suffix(".json").read_bytes())
+    assert record.drift == found.report
+    assert (record.rows, record.labelled_rows) == (400, 0)
+    assert page.name in (page.parent / "index.html").read_text()
+    empty = report_window(here.loop, here.use_case, due_window(HOUR, NOW + HOUR), now=NOW + HOUR)
+    assert WindowReport.model_validate_json(empty.with_suffix(".json").read_bytes()).verdict == "insufficient"
 
 
 def test_windows_follow_each_other_and_do_not_depend_on_when_they_are_asked_for() -> None:
