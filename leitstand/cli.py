@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "down": ("local", "Stop what `up` started."),
     "status": ("local", "Show what runs, where, and whether it is ready."),
     "doctor": ("doctor", "Check this installation and say how to mend what is wrong."),
+    "demo": ("demo", "Show the whole loop on real data in ten minutes: drift, retraining, canary, promotion."),
     "env": ("env", "Print export lines, so that `prefect` and `bentoml` meet this installation."),
     "init": ("init", "Write a new use case that runs."),
     "run": ("run", "Run the lifecycle of a use case in this process: data, training, gates, registry, Bento."),

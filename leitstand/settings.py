@@ -33,9 +33,12 @@ __all__ = [
     "TrackingSettings",
     "apply_environment",
     "child_environment",
+    "isolate_environment",
     "load_settings",
     "quiet_environment",
 ]
+
+_OURS = ("LEITSTAND_", "BENTOML_", "PREFECT_", "WANDB_", "MLFLOW_", "OPENLINEAGE_")
 
 
 class _Group(BaseModel):
@@ -317,3 +320,14 @@ def apply_environment(settings: Settings, *, prefect_server: bool = True, prefix
     if not prefect_server:
         os.environ.pop("PREFECT_API_URL", None)
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+
+
+def isolate_environment(variables: Mapping[str, str]) -> None:
+    """Makes this process and its children forget the user's settings and the stores of their tools.
+
+    Args:
+        variables: What is set afterwards. A `.env` file in the working directory still counts.
+    """
+    for name in [name for name in os.environ if name.startswith(_OURS)]:
+        del os.environ[name]
+    os.environ.update(variables)
