@@ -21,6 +21,8 @@ __all__ = ["DIFFERENCES", "NAME", "admit", "read_rows", "write_case"]
 
 NAME = "support"
 GOLDEN_ROWS = 4
+SMALL_TEST = 500
+"""Rows that a bad candidate is measured on: enough to see that it is bad."""
 DIFFERENCES = (
     "profile `quick` throughout: only the head is trained, so a warm start saves nothing",
     "gates at the level that the smaller data allows; no counterfactual probes, which take half of the measuring time",
@@ -44,7 +46,9 @@ def write_case(source: UseCase, folder: Path, drawn: Drawn, scenario: Scenario, 
     known = set(drawn.known)
     data = folder / "data"
     _write_rows(data / "train.csv", drawn.base)
-    _write_rows(data / "test.csv", [row for row in drawn.measured if row.label in known])
+    test = [row for row in drawn.measured if row.label in known]
+    _write_rows(data / "test.csv", test)
+    _write_rows(data / "small_test.csv", test[:SMALL_TEST])
     _write_rows(data / "everything.csv", drawn.everything)
     _write_rows(data / "measured.csv", drawn.measured)
     write_text(data / "labels.json", json.dumps(drawn.known, indent=1))

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from flows import stages
+from flows.demo.automation import retrain_by_event
 from flows.demo.case import NAME
 from flows.demo.faulty import command as faulty_command
 from flows.demo.place import Place
@@ -53,12 +54,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Machinery:
-    """An installation's flows, bound to the demo's place."""
+    """An installation's flows, bound to the demo's place; `by_event`: Prefect starts retrainings."""
 
     place: Place
     adapters: Adapters
     loop: Loop
     deployer: LocalDeployer
+    by_event: bool = False
 
     def train(self, case: UseCase) -> Trained:
         """Ingests, trains, measures, judges and registers; promotes nothing."""
@@ -96,13 +98,14 @@ class Machinery:
         window = Window(check.report.window_start, check.report.window_end)
         return report_window(self.loop, case, window, now=utc_now())
 
-    def retrain(self, case: UseCase, check: DriftCheck) -> Retraining | None:
-        """What the automation runs on ``leitstand.drift.detected`` with the action *retrain*."""
+    def retrain(self, case: UseCase, check: DriftCheck, say: Callable[[str], None]) -> Retraining | None:
+        """What follows from a check that decided *retrain*: by Prefect's automation, or the same function here."""
+        if self.by_event:
+            return retrain_by_event(check, self.loop.retrainings, say)
         decision = check.decision
         reason = "; ".join(decision.reasons)[:500]
-        return retrain(
-            self.loop, controller(self.adapters), case, trigger=decision.report_digest, reason=reason
-        )  # fmt: skip
+        control = controller(self.adapters)
+        return retrain(self.loop, control, case, trigger=decision.report_digest, reason=reason)
 
     def reference(self, case: UseCase, version: int) -> None:
         """Makes what windows of the version are compared with, before traffic and not during a check."""
@@ -192,11 +195,11 @@ class Machinery:
             time.sleep(POLL_S)
 
 
-def open_machinery(place: Place) -> Machinery:
+def open_machinery(place: Place, *, by_event: bool = False) -> Machinery:
     """Builds the adapters of the demo's home; `open_place` has moved the process there."""
     wire.cache_clear()
     adapters = wire()
-    return Machinery(place, adapters, open_loop(adapters), LocalDeployer(place.settings))
+    return Machinery(place, adapters, open_loop(adapters), LocalDeployer(place.settings), by_event)
 
 
 @contextmanager

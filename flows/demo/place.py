@@ -52,12 +52,13 @@ class Place:
         return LocalDeployer(self.settings).supervisor
 
     def start_gateway(self) -> None:
-        """Starts the gateway and returns when it is ready."""
+        """Starts the gateway, unless `leitstand up` did, and returns when it is ready."""
         supervisor = self.supervisor
         supervisor.start()
         command = [sys.executable, "-m", "leitstand.cli", "gateway"]
-        environment = quiet_environment(self.settings, base={}) | self.variables
-        supervisor.put(Program(name=GATEWAY, command=command, environment=environment))
+        environment = quiet_environment(self.settings, base={})
+        stop_wait_s = self.settings.serving.drain_s + 10
+        supervisor.put(Program(name=GATEWAY, command=command, environment=environment, stop_wait_s=stop_wait_s))
 
         def broken() -> str:
             state = supervisor.state(GATEWAY)
@@ -73,10 +74,14 @@ class Place:
         self.supervisor.stop()
 
 
-def open_place(home: Path) -> Place:
+def open_place(home: Path, *, prefect_server: bool = False) -> Place:
     """Makes `home` afresh, ends what an earlier demo left running there, and moves this process into it.
 
     From here on this process has the demo's settings and working directory.
+
+    Args:
+        home: The folder.
+        prefect_server: Whether a Prefect server will run.
 
     Raises:
         ConflictError: The folder holds something else than a demo.
@@ -102,7 +107,7 @@ def open_place(home: Path) -> Place:
     isolate_environment(variables)
     os.chdir(home)
     settings = load_settings()
-    apply_environment(settings, prefect_server=False)
+    apply_environment(settings, prefect_server=prefect_server)
     return Place(home=home, settings=settings, bento_port=bento, variables=variables)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from flows.demo.agents import POISONED, Said, labels_of
+from flows.demo.automation import start_prefect
 from flows.demo.case import DIFFERENCES, NAME, admit, read_rows, write_case
 from flows.demo.loop import Machinery, Trained, following, open_machinery
 from flows.demo.place import Place
@@ -50,6 +51,7 @@ class Demo:
         seed: Of everything that is drawn.
         bad_by: Which bad candidates are tried: ``gate`` and ``canary``.
         say: Takes each line for the reader.
+        prefect: Whether a Prefect server, its automation and a worker start the retraining.
     """
 
     place: Place
@@ -58,13 +60,14 @@ class Demo:
     seed: int
     bad_by: Sequence[str]
     say: Say
+    prefect: bool = False
     timeline: Timeline = field(default_factory=lambda: Timeline(utc_now()))
 
     def __post_init__(self) -> None:
         self.drawn: Drawn = draw(read_rows(self.source), self.scenario, self.seed)
         folder = self.place.home / "usecases" / NAME
         self.case = write_case(self.source, folder, self.drawn, self.scenario, port=self.place.bento_port)
-        self.machinery: Machinery = open_machinery(self.place)
+        self.machinery: Machinery = open_machinery(self.place, by_event=self.prefect)
         self.client = Client(self.place.gateway, NAME)
         self.said: list[Said] = []
         self.runs: list[str] = []
@@ -174,6 +177,9 @@ def _first_champion(demo: Demo) -> Trained:
     demo.machinery.promote(trained, "challenger", "gates passed")
     demo.machinery.serve(demo.case, trained.version)
     demo.machinery.promote(trained, "champion", "the first version")
+    if demo.prefect:
+        address = start_prefect(demo.place)
+        demo.note(f"Prefect's server, a worker and the automation that retrains are up: {address}")
     demo.place.start_gateway()
     _wait_for_routes(demo)
     demo.note(f"it answers at {demo.place.gateway}/v1/{NAME}/predict", "served")
@@ -203,7 +209,8 @@ def _calm(demo: Demo) -> None:
 def _bad_at_the_gate(demo: Demo) -> Trained:
     file = demo.case.folder / "data" / "slipped.csv"
     _write_slipped(file, demo.drawn.base)
-    case = demo.case.model_copy(update={"data": demo.case.data.model_copy(update={"train": f"data/{file.name}"})})
+    data = {"train": f"data/{file.name}", "test": "data/small_test.csv"}
+    case = demo.case.model_copy(update={"data": demo.case.data.model_copy(update=data)})
     bad = demo.machinery.train(case)
     demo.runs.append(bad.run.run_id)
     try:
@@ -273,7 +280,7 @@ def _detected(demo: Demo, check: DriftCheck, requests: int) -> DriftCheck:
     demo.link("Evidently report of the drifted window", page, "what moved, drawn by Evidently")
     demo.link("All windows with a report", page.parent / "index.html", "the index")
     if check.decision.action is Action.RETRAIN:
-        refused = demo.machinery.retrain(demo.case, check)
+        refused = demo.machinery.retrain(demo.case, check, demo.note)
         outcome = refused.outcome if refused else "nothing"
         demo.note(f"the automation tries at once: {outcome}; nobody has labelled the new queues yet")
         demo.expect(outcome == "too little feedback", f"a retraining without labels ended as '{outcome}'")
@@ -311,7 +318,7 @@ def _retrain(demo: Demo, check: DriftCheck) -> Retraining:
     from models.retraining import FeedbackReport
     from models.snapshots import open_snapshot, short
 
-    done = demo.machinery.retrain(demo.case, check)
+    done = demo.machinery.retrain(demo.case, check, demo.note)
     demo.expect(done is not None, "the decision had had its retraining already")
     assert done is not None  # noqa: S101 -- for the type checker; `expect` said it
     demo.expect(done.outcome == "rollout started", f"it ended as '{done.outcome}': {done.detail}")

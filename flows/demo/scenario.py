@@ -7,7 +7,7 @@ measured rows by chance only:
     base       what the first champion learns; no row of a withheld queue
     calm       traffic before the drift; no row of a withheld queue
     drifting   traffic in which the withheld queues have appeared
-    fresh      measured rows in the same mix as drifting ones: traffic while versions are compared
+    fresh      measured rows with withheld queues among them: traffic while the retrained version is rolled out
 
 Base, calm and drifting rows together are *everything*: what the yardstick model is trained on.
 """
@@ -44,6 +44,7 @@ class Scenario:
         calm_windows: Checked windows before the drift.
         drift_windows: Windows in which the drift must be seen, at most.
         drift_share: Share of withheld queues in the traffic once they appear.
+        fresh_share: Their share while the retrained version is rolled out; the shadow must agree half of the time.
         shadow_minutes: Of the retrained version's rollout.
         rows_per_queue: Rows of a queue at most; 0: all.
         agents: People who label.
@@ -62,7 +63,8 @@ class Scenario:
     window: int
     calm_windows: int
     drift_windows: int = 4
-    drift_share: float = 0.35
+    drift_share: float = 0.5
+    fresh_share: float = 0.35
     shadow_minutes: int = 1
     rows_per_queue: int = 0
     agents: int = 6
@@ -74,11 +76,12 @@ class Scenario:
 
 
 FULL = Scenario(
-    name="full", queues=77, withheld=12, base_share=0.45, window=250, calm_windows=4, min_accuracy=0.88, tolerance=0.01,
+    name="full", queues=77, withheld=12, rows_per_queue=130, measured_share=0.2, base_share=0.42, window=250,
+    calm_windows=4, min_accuracy=0.87, tolerance=0.01,
 )  # fmt: skip
 FAST = Scenario(
-    name="fast", queues=14, withheld=4, window=120, calm_windows=1, drift_windows=3, rows_per_queue=130,
-    measured_share=0.3, base_share=0.3, agents=4, poisoned=30, min_accuracy=0.8, tolerance=0.05, shadow_minutes=0,
+    name="fast", queues=14, withheld=4, rows_per_queue=130, measured_share=0.3, base_share=0.3, window=120,
+    calm_windows=1, drift_windows=3, shadow_minutes=0, agents=4, poisoned=30, min_accuracy=0.8, tolerance=0.05,
 )  # fmt: skip
 
 
@@ -145,7 +148,7 @@ def draw(rows: Iterable[Row], scenario: Scenario, seed: int) -> Drawn:
         )
     later = [row for row in measured if row.label in withheld]
     usual = [row for row in measured if row.label not in withheld]
-    fresh = _fitting(len(later), len(usual), scenario.drift_share)
+    fresh = _fitting(len(later), len(usual), scenario.fresh_share)
     return Drawn(
         known=tuple(name for name in chosen if name not in withheld), withheld=tuple(sorted(withheld)),
         measured=tuple(measured), base=tuple(base), calm=tuple(known[:first]),

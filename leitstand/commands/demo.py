@@ -11,6 +11,7 @@ import typer
 
 from leitstand.errors import LeitstandError
 from leitstand.events import configure_logging
+from leitstand.files import write_text
 from leitstand.settings import load_settings
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def demo(
         "both", help="What catches the bad candidate; for `canary` the gates are bypassed on purpose"
     ),
     fast: bool = typer.Option(False, "--fast", help="Few queues and rows: shows the mechanics, not the numbers"),
+    prefect: bool = typer.Option(
+        False, "--prefect", help="Let Prefect's server, automation and worker start the retraining; a minute more"
+    ),
     keep: bool = typer.Option(False, "--keep", help="Leave gateway and Bentos running at the end"),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON; the story goes to stderr"),
 ) -> None:
@@ -47,16 +51,17 @@ def demo(
     from flows.demo.run import Demo, run_demo
     from flows.demo.scenario import FAST, FULL
 
-    place = open_place(chosen)
+    place = open_place(chosen, prefect_server=prefect)
     (place.home / "logs").mkdir()
     with _stopping(place, keep=keep), (place.home / "logs" / "leitstand.jsonl").open("a", encoding="utf-8") as log:
         configure_logging(place.settings.log_level, log)
         ways = {"both": ("gate", "canary"), "none": (), "gate": ("gate",), "canary": ("canary",)}[bad_by]
-        story = Demo(place, source, FAST if fast else FULL, seed, ways, say)
+        story = Demo(place, source, FAST if fast else FULL, seed, ways, say, prefect)
         try:
             run_demo(story)
         except LeitstandError:
-            _finish(story, as_json=as_json)
+            with contextlib.suppress(Exception):  # whatever it is, the step that failed matters more
+                _finish(story, as_json=as_json)
             raise
         _finish(story, as_json=as_json)
     if keep:
@@ -71,7 +76,7 @@ def _finish(story: "Demo", *, as_json: bool) -> None:
     timeline.numbers["failed_requests"] = sum(answer.failed for answer in timeline.answers)
     page = write_timeline(story.machinery, timeline, story.place.home / "demo.html")
     result: dict[str, Any] = timeline.as_json() | {"page": str(page), "scenario": story.scenario.name}
-    (story.place.home / "demo.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_text(story.place.home / "demo.json", json.dumps(result, indent=1))
     story.say("")
     for name, value in summary_rows(timeline):
         story.say(f"  {value:>8}  {name}")
