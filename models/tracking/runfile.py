@@ -27,10 +27,15 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class RunFile:
-    """What could be read. `complete` is False when the file ends in the middle of a record or is damaged."""
+    """What could be read.
+
+    `complete` is False when the file ends in the middle of a record or is damaged; `cut` tells the two apart:
+    a killed process leaves a file that is cut, and every record before the cut was read.
+    """
 
     records: list[Any] = field(default_factory=list)
     complete: bool = True
+    cut: bool = False
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -55,7 +60,9 @@ def read_run_file(path: Path) -> RunFile:
             record: Any = new_record()
             record.ParseFromString(payload)
             result.records.append(record)
-    except (_Cut, DecodeError):
+    except _Cut:
+        result.complete, result.cut = False, True
+    except (_Damaged, DecodeError):
         result.complete = False
     return result
 
@@ -66,7 +73,11 @@ def has_ended(path: Path) -> bool:
 
 
 class _Cut(Exception):
-    """The rest of the file cannot be read."""
+    """The file ends in the middle of a record."""
+
+
+class _Damaged(Exception):
+    """The rest of the file cannot be trusted."""
 
 
 def _payloads(data: bytes) -> Iterator[bytes]:
@@ -81,7 +92,7 @@ def _payloads(data: bytes) -> Iterator[bytes]:
         kind, fragment = _fragment(data, position)
         position += FRAME.size + len(fragment)
         if (kind in (FULL, FIRST)) == bool(parts):
-            raise _Cut
+            raise _Damaged
         parts.append(fragment)
         if kind in (FULL, LAST):
             yield b"".join(parts)
@@ -96,8 +107,10 @@ def _fragment(data: bytes, position: int) -> tuple[int, bytes]:
     checksum, length, kind = FRAME.unpack_from(data, position)
     start = position + FRAME.size
     fragment = data[start : start + length]
-    if len(fragment) < length or kind not in (FULL, FIRST, MIDDLE, LAST):
+    if kind not in (FULL, FIRST, MIDDLE, LAST):
+        raise _Damaged
+    if len(fragment) < length:
         raise _Cut
     if zlib.crc32(data[start - 1 : start + length]) != checksum:
-        raise _Cut
+        raise _Damaged
     return kind, fragment

@@ -6,7 +6,6 @@ a living process still writes are left for later.
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,13 @@ from leitstand.files import digest_file, write_text
 from leitstand.settings import Settings, quiet_environment
 from leitstand.types import utc_now
 from models.tracking.reading import LoggedRun
+from models.tracking.runfile import read_run_file
 from models.tracking.wandb import check_key
 
 __all__ = ["SyncReport", "sync_runs"]
 
 TIMEOUT_S = 3600
+CUT_SIGNS = ("the file ends with an incomplete record", "transactionlog: error getting next record")
 GRAPHQL_RETRIES = 3  # 17 s without a server; the default waits for many minutes (and 0 means the default)
 REFUSALS = ("401", "403", "permission denied", "invalid api key", "not authenticated")
 
@@ -117,8 +118,12 @@ def _wandb_sync(settings: Settings, folders: Sequence[Path], key: str) -> str:
 
 
 def _is_cut(folder: Path, output: str) -> bool:
-    """Whether W&B pushed all that can be read of a killed run's file, which it reports as an error."""
-    return bool(re.search(re.escape(folder.name) + r'": the file ends with an incomplete record', output))
+    """Whether W&B pushed all that can be read of a killed run's file, which it reports as an error.
+
+    Depending on where the file ends it speaks of an incomplete record or of a wrong checksum, so the file itself
+    must say that it is cut and not damaged.
+    """
+    return any(sign in output for sign in CUT_SIGNS) and read_run_file(_run_file(folder)).cut
 
 
 class _State:
