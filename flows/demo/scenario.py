@@ -52,7 +52,8 @@ class Scenario:
         poisoned: Labels that a source with bad intent sends.
         rate: Requests per second while a rollout is judged.
         min_accuracy: The gates' floor.
-        tolerance: How much worse than the yardstick the retrained model may be, as a share of answers.
+        tolerance: How much worse than the yardstick the retrained model may be, as a share of answers; it fails the
+            demo when it is worse beyond chance.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Scenario:
 
 
 FULL = Scenario(
-    name="full", queues=77, withheld=12, rows_per_queue=130, measured_share=0.2, base_share=0.42, window=250,
+    name="full", queues=77, withheld=12, rows_per_queue=130, measured_share=0.2, base_share=0.6, window=250,
     calm_windows=4, min_accuracy=0.87, tolerance=0.01,
 )  # fmt: skip
 FAST = Scenario(

@@ -104,9 +104,9 @@ class Client:
             raise TransientBackendError(f"The gateway did not take feedback: {error}") from error
 
     @contextmanager
-    def streaming(self, rows: Sequence[Row], *, rate: float) -> Iterator["Stream"]:
-        """Sends rows, over and over, at `rate` requests per second while the block runs."""
-        stream = Stream(self, rows, rate)
+    def streaming(self, rows: Sequence[Row], *, rate: float, into: list[Answer]) -> Iterator["Stream"]:
+        """Sends rows, over and over, at `rate` requests per second while the block runs; `into` gets answers too."""
+        stream = Stream(self, rows, rate, into)
         with ThreadPoolExecutor(CLIENTS) as pool:
             futures = [pool.submit(stream.run) for _ in range(CLIENTS)]
             try:
@@ -124,8 +124,9 @@ class Client:
 class Stream:
     """Requests that do not stop. `answers` grows in the order of the answers."""
 
-    def __init__(self, client: Client, rows: Sequence[Row], rate: float) -> None:
+    def __init__(self, client: Client, rows: Sequence[Row], rate: float, into: list[Answer]) -> None:
         self.answers: list[Answer] = []
+        self._into = into
         self._client, self._rows, self._pause_s = client, itertools.cycle(rows), CLIENTS / rate
         self._lock, self._end = threading.Lock(), threading.Event()
 
@@ -138,6 +139,7 @@ class Stream:
             answer = self._client.ask(row)
             with self._lock:
                 self.answers.append(answer)
+                self._into.append(answer)
             due = max(due + self._pause_s, time.monotonic())
             due = max(due + self._pause_s, time.monotonic())
             self._end.wait(due - time.monotonic())

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flows.demo.page import MARKS, curve, summary_rows
+from flows.demo.run import paired_gap
 from flows.demo.scenario import Row
 from flows.demo.timeline import Timeline, rolling
 from flows.demo.traffic import Answer
@@ -72,3 +73,9 @@ def test_the_record_is_plain_values(timeline: Timeline) -> None:
     record = timeline.as_json()
     assert record["steps"] == [{"number": 1, "title": "New queues", "seconds": 240.0, "happened": True}]
     assert [event["kind"] for event in record["events"]] == ["onset", "detected", "detected"]
+
+
+def test_the_gap_to_the_yardstick_is_paired() -> None:
+    gap, error = paired_gap([True] * 90 + [False] * 10, [True] * 80 + [False] * 20)
+    assert (gap, error) == (pytest.approx(0.1), pytest.approx(0.03))
+    assert paired_gap([True, False], [True, False]) == (0, 0)
