@@ -39,10 +39,10 @@ def start_prefect(place: Place) -> str:
     document = yaml.safe_load((Path(flows.__file__).parents[1] / "prefect.yaml").read_text(encoding="utf-8"))
     kept = [each for each in document["deployments"] if each["entrypoint"] in NEEDED]
     document["deployments"] = [{key: each[key] for key in each if key != "schedules"} for each in kept]
-    write_text(place.home / "prefect.yaml", yaml.safe_dump(document, sort_keys=False))
+    write_text(place.work / "prefect.yaml", yaml.safe_dump(document, sort_keys=False))
     command = [sys.executable, "-m", "leitstand.cli", "up"]
     done = subprocess.run(
-        command, cwd=place.home, env=child_environment(), capture_output=True, text=True, check=False,
+        command, cwd=place.work, env=child_environment(), capture_output=True, text=True, check=False,
         timeout=UP_SECONDS,
     )  # fmt: skip
     if done.returncode != 0:

@@ -42,6 +42,11 @@ class Place:
     variables: dict[str, str]
 
     @property
+    def work(self) -> Path:
+        """Working directory of every process."""
+        return self.home / "work"
+
+    @property
     def gateway(self) -> str:
         """The gateway's URL."""
         return f"http://127.0.0.1:{self.settings.gateway.port}"
@@ -105,7 +110,9 @@ def open_place(home: Path, *, prefect_server: bool = False) -> Place:
         "LEITSTAND_SERVING__DRAIN_S": "5",
     }
     isolate_environment(variables)
-    os.chdir(home)
+    work = home / "work"
+    work.mkdir()
+    os.chdir(work)  # not `home`: its folder `monitors` would hide the package of that name from `python -m`
     settings = load_settings()
     apply_environment(settings, prefect_server=prefect_server)
     return Place(home=home, settings=settings, bento_port=bento, variables=variables)
