@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,7 +23,7 @@ from leitstand.files import write_text
 from leitstand.settings import child_environment
 from monitors.retrainings import Retraining, RetrainingLog
 
-__all__ = ["retrain_by_event", "start_prefect"]
+__all__ = ["deployments", "retrain_by_event", "start_prefect"]
 
 NEEDED = ("flows.retraining_flow.retrain", "flows.lifecycle.deploy", "flows.monitoring_flows.drift_check")
 UP_SECONDS = 240
@@ -36,10 +37,7 @@ def start_prefect(place: Place) -> str:
     Raises:
         PermanentBackendError: It failed.
     """
-    document = yaml.safe_load((Path(flows.__file__).parents[1] / "prefect.yaml").read_text(encoding="utf-8"))
-    kept = [each for each in document["deployments"] if each["entrypoint"] in NEEDED]
-    document["deployments"] = [{key: each[key] for key in each if key != "schedules"} for each in kept]
-    write_text(place.work / "prefect.yaml", yaml.safe_dump(document, sort_keys=False))
+    write_text(place.work / "prefect.yaml", yaml.safe_dump(deployments(), sort_keys=False))
     command = [sys.executable, "-m", "leitstand.cli", "up"]
     done = subprocess.run(
         command, cwd=place.work, env=child_environment(), capture_output=True, text=True, check=False,
@@ -49,6 +47,13 @@ def start_prefect(place: Place) -> str:
         raise PermanentBackendError(f"`leitstand up` failed: {(done.stdout + done.stderr).strip()[-2000:]}")
     place.supervisor.remove("rollouts")
     return f"http://127.0.0.1:{place.settings.local.prefect_port}"
+
+
+def deployments() -> dict[str, Any]:
+    """The project's ``prefect.yaml`` with what the loop needs, without schedules."""
+    document = yaml.safe_load((Path(flows.__file__).parents[1] / "prefect.yaml").read_text(encoding="utf-8"))
+    kept = [each for each in document["deployments"] if each["entrypoint"] in NEEDED]
+    return document | {"deployments": [{key: each[key] for key in each if key != "schedules"} for each in kept]}
 
 
 def retrain_by_event(check: DriftCheck, log: RetrainingLog, say: Callable[[str], None]) -> Retraining:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.demo.automation import NEEDED, deployments
 from flows.demo.case import NAME, admit, read_rows, write_case
 from flows.demo.place import open_place
 from flows.demo.scenario import FAST, FULL, Scenario, draw
@@ -44,3 +45,10 @@ def test_the_written_use_case_can_be_gated_and_names_only_known_queues(
     admitted = admit(case, drawn.withheld)
     assert admitted.feedback.approved_labels == drawn.withheld
     assert admitted.model_copy(update={"feedback": case.feedback}) == case
+
+
+def test_prefect_gets_every_deployment_that_the_loop_needs_and_no_schedule_that_could_judge_the_demos_windows() -> None:
+    made = deployments()["deployments"]
+    assert {each["entrypoint"] for each in made} == set(NEEDED)
+    assert not any("schedules" in each for each in made)
+    assert {each["parameters"]["use_case"] for each in made} == {NAME}
