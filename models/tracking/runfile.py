@@ -29,13 +29,13 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 class RunFile:
     """What could be read.
 
-    `complete` is False when the file ends in the middle of a record or is damaged; `cut` tells the two apart:
-    a killed process leaves a file that is cut, and every record before the cut was read.
+    `complete` is False when the file ends in the middle of a record or is damaged; `damaged` tells the two apart:
+    of a file that is only cut, as a killed process leaves it, every record before the cut was read.
     """
 
     records: list[Any] = field(default_factory=list)
     complete: bool = True
-    cut: bool = False
+    damaged: bool = False
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -61,9 +61,9 @@ def read_run_file(path: Path) -> RunFile:
             record.ParseFromString(payload)
             result.records.append(record)
     except _Cut:
-        result.complete, result.cut = False, True
-    except (_Damaged, DecodeError):
         result.complete = False
+    except (_Damaged, DecodeError):
+        result.complete, result.damaged = False, True
     return result
 
 

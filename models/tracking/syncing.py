@@ -80,10 +80,12 @@ def _sync(settings: Settings, runs: Sequence[LoggedRun], key: str, *, dry_run: b
 def _push(settings: Settings, folders: Sequence[Path], key: str, state: "_State") -> None:
     for folder in folders:
         _marker(folder).unlink(missing_ok=True)
+    # Before the push: what a killed process's helper still adds meanwhile makes another push necessary.
+    digests = {folder: digest_file(_run_file(folder)) for folder in folders}
     output = _wandb_sync(settings, folders, key)
     there = [folder for folder in folders if _marker(folder).exists() or _is_cut(folder, output)]
     for folder in there:
-        state.note(folder)
+        state.note(folder, digests[folder])
     missing = [folder.name for folder in folders if folder not in there]
     if not missing:
         return
@@ -121,9 +123,9 @@ def _is_cut(folder: Path, output: str) -> bool:
     """Whether W&B pushed all that can be read of a killed run's file, which it reports as an error.
 
     Depending on where the file ends it speaks of an incomplete record or of a wrong checksum, so the file itself
-    must say that it is cut and not damaged.
+    must say that it is not damaged.
     """
-    return any(sign in output for sign in CUT_SIGNS) and read_run_file(_run_file(folder)).cut
+    return any(sign in output for sign in CUT_SIGNS) and not read_run_file(_run_file(folder)).damaged
 
 
 class _State:
@@ -143,8 +145,8 @@ class _State:
             return _marker(folder).exists()
         return entries.get(self.server, {}).get("digest") == digest_file(_run_file(folder))
 
-    def note(self, folder: Path) -> None:
-        entry = {"digest": digest_file(_run_file(folder)), "at": utc_now().isoformat(timespec="seconds")}
+    def note(self, folder: Path, digest: str) -> None:
+        entry = {"digest": digest, "at": utc_now().isoformat(timespec="seconds")}
         self._servers.setdefault(self.server, {})[folder.name] = entry
         write_text(self._path, json.dumps(self._servers, indent=1, sort_keys=True))
 

@@ -1,6 +1,7 @@
 """W&B runs on this disk and against a local server: kills, faults, continuing and pushing."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import structlog
 from pydantic import SecretStr
@@ -80,14 +82,18 @@ for step in range(100_000):
 
 @pytest.fixture
 def killed(home: Path, project: Path) -> LoggedRun:
-    """A run whose process was killed with SIGKILL while it logged; it was seen running before."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(home)], cwd=project)
+    """A run whose process was killed with SIGKILL while it logged, W&B's helper process with it."""
+    own_helper = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of the tests
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(home)], cwd=project, env=own_helper)
     try:
         running = until(lambda: [run for run in read_runs(home) if len(run.history.get("train/loss", [])) > 50])
         assert running[0].state == "running"
     finally:
-        process.kill()
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        for each in (process, *helpers):
+            each.kill()
         process.wait(timeout=10)
+        psutil.wait_procs(helpers, timeout=10)
     return until(lambda: [run for run in read_runs(home) if run.state != "running"])[0]
 
 
