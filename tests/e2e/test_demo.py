@@ -67,8 +67,11 @@ def wait_until(condition: object, what: str, seconds: float = 120) -> None:
 
 
 def test_an_interrupted_demo_stops_everything_that_it_started(user: User) -> None:
+    # Where the tests run in the background of a shell, SIGINT is ignored, and children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with (user.home / "interrupted.log").open("wb") as log:
         process = subprocess.Popen(COMMAND, env=user.environment, stdout=log, stderr=log, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     programs = user.demo / "run" / "programs"
     wait_until(lambda: list(programs.glob("bento-*.conf")) or process.poll() is not None, "a Bento that is started")
     assert len(user.processes()) > 1, (user.home / "interrupted.log").read_text()[-2000:]
