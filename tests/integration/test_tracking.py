@@ -115,6 +115,7 @@ def test_a_real_run_file_is_read_to_the_last_value(home: Path) -> None:
     """Fails when a W&B release changes the file's layout."""
     run = start(Settings(home=home), "layout1", seed=17)
     run.log({"a/b": 0.125, "c": 3}, step=7)
+    until(lambda: any("proc.memory.rssMB" in seen.system for seen in read_runs(home)))  # sampled beside the run
     run.finish()
     found = find_run(read_runs(home), "layout1")
     assert found.complete
