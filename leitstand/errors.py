@@ -8,6 +8,9 @@
     ├── IntegrityError            bytes do not match their recorded digest     exit 1
     ├── ValidationFailed          a data set breaks its expectations           exit 5
     ├── PolicyDenied              a rule said no                               exit 3
+    │   ├── AuthenticationFailed  nobody we know asked
+    │   ├── QuotaExceeded         a rate, a budget or a concurrency limit is used up
+    │   ├── ContentBlocked        a guard does not let a text pass
     │   ├── PromotionRejected     a gate failed
     │   └── InsufficientEvidence  a gate could not decide                      exit 4
     └── BackendError              something outside this process failed        exit 1
@@ -22,9 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = [
+    "AuthenticationFailed",
     "BackendError",
     "ConfigurationError",
     "ConflictError",
+    "ContentBlocked",
     "InsufficientEvidence",
     "IntegrityError",
     "LeitstandError",
@@ -33,6 +38,7 @@ __all__ = [
     "PermanentBackendError",
     "PolicyDenied",
     "PromotionRejected",
+    "QuotaExceeded",
     "TransientBackendError",
     "ValidationFailed",
     "bounded",
@@ -99,6 +105,40 @@ class PolicyDenied(LeitstandError):
     """A rule of the use case's policy said no."""
 
     exit_code = 3
+
+
+class AuthenticationFailed(PolicyDenied):
+    """No credential, or one that is not valid. The message never repeats the credential."""
+
+
+class QuotaExceeded(PolicyDenied):
+    """A limit is reached.
+
+    Args:
+        message: Whose limit, which one, and its value.
+        limit: Short name of the limit, such as ``tenant:tokens_per_day``.
+        retry_after_s: Seconds until it admits again.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, *, limit: str, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class ContentBlocked(PolicyDenied):
+    """A guard does not let a text pass.
+
+    Args:
+        message: Which text, by stage; never its content.
+        reasons: Reason codes of the rules that blocked.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, *, reasons: Sequence[str], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reasons = tuple(reasons)
 
 
 class PromotionRejected(PolicyDenied):

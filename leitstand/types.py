@@ -17,6 +17,7 @@ from leitstand.errors import ConfigurationError
 __all__ = [
     "Action",
     "Alert",
+    "Caller",
     "Decision",
     "Digest",
     "DriftReport",
@@ -41,6 +42,8 @@ __all__ = [
     "Snapshot",
     "SplitInfo",
     "Target",
+    "Usage",
+    "Verdict",
     "WindowRow",
     "utc_now",
 ]
@@ -339,6 +342,61 @@ class RouteTable(_Record):
     changed_at: Utc
     actor: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the gateway could prove it.
+
+    Attributes:
+        subject: The user or service (``sub`` of a token, owner of an API key); ``anonymous`` when nothing is asked for.
+        tenant: Whose budget and policies apply.
+        scopes: What the caller may do, like ``support:predict``.
+        method: ``jwt``, ``api-key`` or ``anonymous``.
+        key_id: Id of the API key or of the token (``jti``), never the credential itself.
+    """
+
+    subject: str = "anonymous"
+    tenant: str = "default"
+    scopes: frozenset[str] = frozenset()
+    method: str = "anonymous"
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request used, or may use at most.
+
+    Attributes:
+        tokens_in: Tokens read by the model.
+        tokens_out: Tokens written by the model; 0 for a classifier.
+        cost_micros: Price in millionths of the currency unit.
+    """
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_micros: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one guard rule said about one text.
+
+    Attributes:
+        stage: ``input`` or ``output``.
+        rule: Name of the rule in the use case's chain.
+        action: What followed; ``review`` lets pass and marks for a person.
+        reason: Reason code, like ``pii.iban``; empty for ``allow``.
+        count: Places found.
+        index: Which text of the request, from 0.
+    """
+
+    stage: Literal["input", "output"]
+    rule: str
+    action: Literal["allow", "mask", "block", "review"]
+    reason: str = ""
+    count: int = 0
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

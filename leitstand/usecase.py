@@ -9,12 +9,18 @@ import difflib
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from leitstand.errors import ConfigurationError, NotFoundError, bounded
+from leitstand.specs.access import AccessSpec
+from leitstand.specs.audit import AuditSpec
+from leitstand.specs.base import Fraction, Spec
+from leitstand.specs.budgets import BudgetsSpec
+from leitstand.specs.guards import GuardsSpec
+from leitstand.specs.resilience import ResilienceSpec
 
 __all__ = [
     "CanaryMargins",
@@ -42,15 +48,10 @@ __all__ = [
     "names",
 ]
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Expectations(_Spec):
+class Expectations(Spec):
     """What a data set must satisfy before anything is trained on it."""
 
     min_rows: int = Field(default=100, ge=1, description="rows per split, after quarantine")
@@ -68,7 +69,7 @@ class Expectations(_Spec):
     min_rows_per_label: int = Field(default=5, ge=1, description="train rows that every label needs")
 
 
-class GoldenSpec(_Spec):
+class GoldenSpec(Spec):
     """Labelled rows that no model ever sees in training, pinned by digest: the guard against forgetting."""
 
     file: str = Field(description="CSV with the data's columns, inside the use case's folder")
@@ -81,7 +82,7 @@ class GoldenSpec(_Spec):
         return self
 
 
-class DataSpec(_Spec):
+class DataSpec(Spec):
     """Where the labelled texts come from. Paths are relative to the use case's folder; ``s3://`` works too."""
 
     train: str = Field(description="CSV, JSONL or Parquet file")
@@ -95,7 +96,7 @@ class DataSpec(_Spec):
     expectations: Expectations = Expectations()
 
 
-class ModelSpec(_Spec):
+class ModelSpec(Spec):
     """The pretrained encoder that training starts from, and what a prediction may say."""
 
     base: str = Field(
@@ -105,7 +106,7 @@ class ModelSpec(_Spec):
     abstain_below: Fraction = Field(default=0.5, description="calibrated score under which the model abstains")
 
 
-class TrainingProfile(_Spec):
+class TrainingProfile(Spec):
     """One way to train. ``frozen`` fits only the head on frozen embeddings; ``finetune`` trains everything."""
 
     method: Literal["finetune", "frozen"] = "finetune"
@@ -153,7 +154,7 @@ class TrainingProfile(_Spec):
         return self
 
 
-class TrainingSpec(_Spec):
+class TrainingSpec(Spec):
     seed: int = Field(default=17, ge=0)
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="share of train held out for choices")
     default_profile: str = "full"
@@ -166,7 +167,7 @@ class TrainingSpec(_Spec):
         return self
 
 
-class CounterfactualSpec(_Spec):
+class CounterfactualSpec(Spec):
     """Sentences with a `{person}` slot, and groups of words that must not change the answer."""
 
     templates: tuple[str, ...] = Field(min_length=1, description="each holds {text} and {person}")
@@ -180,14 +181,14 @@ class CounterfactualSpec(_Spec):
         return self
 
 
-class EvaluationSpec(_Spec):
+class EvaluationSpec(Spec):
     label_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="group name to its labels")
     typo_rate: Fraction = Field(default=0.1, description="share of words that get one typing error in the typo slice")
     counterfactuals: CounterfactualSpec | None = None
     bootstrap_samples: int = Field(default=1000, ge=100)
 
 
-class ChampionRule(_Spec):
+class ChampionRule(Spec):
     """How a candidate is compared with the serving champion, on the same test rows."""
 
     test: Literal["mcnemar", "bootstrap"] = "bootstrap"
@@ -195,7 +196,7 @@ class ChampionRule(_Spec):
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="error rate of the one-sided non-inferiority decision")
 
 
-class GateSpec(_Spec):
+class GateSpec(Spec):
     """One number that a version must reach, absolutely and against the champion."""
 
     metric: str
@@ -220,7 +221,7 @@ class GateSpec(_Spec):
         return f"{self.metric}[{self.slice}]" if self.slice else self.metric
 
 
-class ServingSpec(_Spec):
+class ServingSpec(Spec):
     engine: Literal["auto", "openvino", "torch"] = Field(
         default="auto", description="auto: torch on a GPU, else openvino"
     )
@@ -234,7 +235,7 @@ class ServingSpec(_Spec):
     port: int = Field(default=3000, ge=1, le=65535)
 
 
-class CanaryMargins(_Spec):
+class CanaryMargins(Spec):
     """How much worse than stable a canary may be, in absolute shares; null: the metric is not judged."""
 
     errors: Fraction | None = Field(default=0.02, description="share of requests that fail")
@@ -247,7 +248,7 @@ class CanaryMargins(_Spec):
 CanaryMetric = Literal["errors", "slow", "blocked", "negative", "doubt"]
 
 
-class RolloutSpec(_Spec):
+class RolloutSpec(Spec):
     """Used by the rollout controller; `approval: manual` asks a person before traffic moves."""
 
     approval: Literal["automatic", "manual"] = "automatic"
@@ -299,7 +300,7 @@ class RolloutSpec(_Spec):
         return self
 
 
-class DriftSpec(_Spec):
+class DriftSpec(Spec):
     """Used by the monitors: when a window counts as drifted, and what may follow."""
 
     check_every: timedelta = timedelta(hours=1)
@@ -339,7 +340,7 @@ class DriftSpec(_Spec):
         return self
 
 
-class TrustSpec(_Spec):
+class TrustSpec(Spec):
     """When a source of labels is quarantined: its labels are provably worse than the policy tolerates."""
 
     alpha: float = Field(
@@ -354,7 +355,7 @@ class TrustSpec(_Spec):
     )
 
 
-class FeedbackSpec(_Spec):
+class FeedbackSpec(Spec):
     """Which labelled feedback becomes training data, and with what weight."""
 
     half_life: timedelta = Field(
@@ -378,7 +379,7 @@ class FeedbackSpec(_Spec):
     trust: TrustSpec = TrustSpec()
 
 
-class RetrainingSpec(_Spec):
+class RetrainingSpec(Spec):
     """How a new version is trained when the loop asks for one."""
 
     profile: str = Field(default="", description="training profile; empty: the default one")
@@ -389,14 +390,14 @@ class RetrainingSpec(_Spec):
     )  # fmt: skip
 
 
-class PromptSpec(_Spec):
+class PromptSpec(Spec):
     """A text whose answer never changes."""
 
     text: str
     label: str
 
 
-class NightlySpec(_Spec):
+class NightlySpec(Spec):
     """What the nightly checks ask of the served version and its data."""
 
     prompts: tuple[PromptSpec, ...] = Field(default=(), description="texts with the label that must be answered")
@@ -409,7 +410,7 @@ class NightlySpec(_Spec):
     )
 
 
-class UseCase(_Spec):
+class UseCase(Spec):
     """Everything Leitstand needs to know about one use case."""
 
     schema_version: Literal[1]
@@ -431,6 +432,11 @@ class UseCase(_Spec):
     feedback: FeedbackSpec = FeedbackSpec()
     retraining: RetrainingSpec = RetrainingSpec()
     nightly: NightlySpec = NightlySpec()
+    access: AccessSpec = AccessSpec()
+    budgets: BudgetsSpec = BudgetsSpec()
+    guards: GuardsSpec = GuardsSpec()
+    audit: AuditSpec = AuditSpec()
+    resilience: ResilienceSpec = ResilienceSpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
 

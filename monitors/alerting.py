@@ -19,10 +19,10 @@ from leitstand.errors import LeitstandError, TransientBackendError
 from leitstand.events import AlertTold, announce
 from leitstand.ports import AlertSink
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile
 from leitstand.types import Alert, Severity, utc_now
 from monitors.alerts import AlertChange, AlertRules, Trouble, cleared, raised
 from monitors.sinks.opening import open_sinks
-from monitors.state_file import StateFile
 
 __all__ = ["AlertCentre", "open_alert_centre"]
 

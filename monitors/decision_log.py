@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from leitstand.errors import IntegrityError
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile
 from leitstand.types import Decision
-from monitors.state_file import StateFile
 
 __all__ = ["DecisionLog", "open_decision_log"]
 

@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from leitstand.errors import IntegrityError
 from leitstand.settings import Settings
-from monitors.state_file import StateFile
+from leitstand.state_file import StateFile
 
 __all__ = ["Outcome", "Retraining", "RetrainingLog", "open_retraining_log"]
 

@@ -4,11 +4,12 @@ The payload is either texts or the bytes of an Open Inference Protocol request, 
 texts, and the predictions of an answer, are decoded only when a stage asks for them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
+from leitstand.types import Caller, Usage, Verdict
 from services.inference_protocol import decode_request
 from services.upstream_codec import Predictions, decode_answer, encode_texts
 from services.upstreams import Reply
@@ -16,6 +17,7 @@ from services.upstreams import Reply
 __all__ = ["Exchange", "Payload", "RawPayload", "TextPayload"]
 
 CONTENT_TYPE = {"content-type": "application/json"}
+NOBODY, NOTHING = Caller(), Usage()
 
 
 class Payload(Protocol):
@@ -89,6 +91,13 @@ class Exchange:
         reply: The answer, None before.
         error: What ended the exchange without an answer.
         upstream_s: Time spent waiting for upstreams.
+        headers: The request's headers, names in lower case; credentials among them, so never logged.
+        response_headers: What stages add to the response, refused or not.
+        caller: Who asks; set by authentication.
+        verdicts: What the guards said, in order.
+        usage: What was used, once it is known; before, what may be used at most.
+        policy_digest: Digest of the guard policy that was applied.
+        notes: What a stage leaves for a later one, by the name of the stage.
     """
 
     use_case: str
@@ -105,6 +114,13 @@ class Exchange:
     reply: Reply | None = None
     error: BaseException | None = None
     upstream_s: float = 0.0
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    response_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    caller: Caller = NOBODY
+    verdicts: list[Verdict] = field(default_factory=list)
+    usage: Usage = NOTHING
+    policy_digest: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
     _predictions: Predictions | None = None
 
     def take(self, reply: Reply) -> None:

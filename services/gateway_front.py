@@ -106,7 +106,7 @@ class Front:
             exchange = Exchange(
                 use_case=use_case, request_id=request_id, subject=asked.subject or _subject(headers),
                 payload=TextPayload(texts), path=f"/v2/models/{use_case}/infer",
-                deadline=arrived + self._deadline_s, arrived=arrived,
+                deadline=arrived + self._deadline_s, arrived=arrived, headers=headers,
             )  # fmt: skip
             reply = await self._inference.run(exchange)
             if reply.status == OK:
@@ -156,6 +156,7 @@ class Front:
         exchange = Exchange(
             use_case=use_case, request_id=request_id, subject=_subject(headers), payload=payload,
             path="/".join(parts), deadline=arrived + self._deadline_s, wanted_version=version, arrived=arrived,
+            headers=headers,
         )  # fmt: skip
         try:
             reply = await self._inference.run(exchange)
@@ -202,6 +203,8 @@ class Front:
         headers = response[1]
         headers.append((b"x-request-id", request_id.encode()))
         waited = 0.0
+        if exchange is not None:
+            headers += exchange.response_headers
         if exchange is not None and exchange.route:
             waited = exchange.upstream_s
             headers.append((b"x-leitstand-version", str(exchange.version).encode()))

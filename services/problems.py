@@ -3,11 +3,14 @@
 import orjson
 
 from leitstand.errors import (
+    AuthenticationFailed,
     ConfigurationError,
     ConflictError,
+    ContentBlocked,
     LeitstandError,
     NotFoundError,
     PolicyDenied,
+    QuotaExceeded,
     TransientBackendError,
 )  # fmt: skip
 from services.errors import JSON, HttpError, Response
@@ -18,9 +21,10 @@ __all__ = ["PROBLEM", "problem", "problem_for", "protocol_error"]
 
 PROBLEM = (b"content-type", b"application/problem+json")
 TITLES = {
-    400: "Bad request", 403: "Refused by policy", 404: "Not found", 405: "Method not allowed", 409: "Conflict",
-    413: "Too large", 415: "Unsupported body", 422: "Not valid", 500: "Internal error", 502: "Upstream failed",
-    503: "No capacity", 504: "Upstream too slow",
+    400: "Bad request", 401: "Not authenticated", 403: "Refused by policy", 404: "Not found",
+    405: "Method not allowed", 409: "Conflict", 413: "Too large", 415: "Unsupported body", 422: "Not valid",
+    429: "Limit reached", 500: "Internal error", 502: "Upstream failed", 503: "No capacity",
+    504: "Upstream too slow",
 }  # fmt: skip
 STATUS = {"timeout": 504, "error": 502, "garbled": 502}  # of `UpstreamFailed`; the other reasons may pass: 503
 
@@ -36,7 +40,9 @@ def problem(status: int, detail: str, *, request_id: str = "", hint: str | None 
 def problem_for(error: BaseException, request_id: str = "") -> Response:
     """The problem of any exception. Faults that are not ours to explain stay in the log."""
     status, detail, hint, retry_after_s = _explained(error)
-    response = problem(status, detail, request_id=request_id, hint=hint)
+    more: dict[str, object] = {"reasons": error.reasons} if isinstance(error, ContentBlocked) else {}
+    more |= {"limit": error.limit} if isinstance(error, QuotaExceeded) else {}
+    response = problem(status, detail, request_id=request_id, hint=hint, **more)
     return _with_retry(response, retry_after_s)
 
 
@@ -48,6 +54,8 @@ def protocol_error(error: BaseException) -> Response:
 
 
 def _with_retry(response: Response, retry_after_s: float | None) -> Response:
+    if response[0] == 401:  # noqa: PLR2004
+        response[1].append((b"www-authenticate", b"Bearer"))
     if retry_after_s is not None:
         response[1].append((b"retry-after", str(max(1, round(retry_after_s))).encode()))
     return response
@@ -61,7 +69,10 @@ def _explained(error: BaseException) -> tuple[int, str, str | None, float | None
     if isinstance(error, UpstreamFailed):
         status = STATUS.get(error.reason, 503)
         return status, error.message, error.hint, error.retry_after_s if status == 503 else None  # noqa: PLR2004
+    if isinstance(error, QuotaExceeded):
+        return 429, error.message, error.hint, error.retry_after_s
     kinds = (
+        (AuthenticationFailed, 401),
         (NotFoundError, 404), (ConflictError, 409), (PolicyDenied, 403), (ConfigurationError, 400),
         (TransientBackendError, 503), (LeitstandError, 500),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One SQLite file (WAL) with a schema: what the monitors' stores share. Safe with threads and processes."""
+"""One SQLite file (WAL) with a schema: what the stores of this installation share. Safe with threads and processes."""
 
 import sqlite3
 import threading
