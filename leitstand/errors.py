@@ -9,6 +9,7 @@
     ├── ValidationFailed          a data set breaks its expectations           exit 5
     ├── PolicyDenied              a rule said no                               exit 3
     │   ├── AuthenticationFailed  nobody we know asked
+    │   ├── ScopeMissing          the caller may not do this
     │   ├── QuotaExceeded         a rate, a budget or a concurrency limit is used up
     │   ├── ContentBlocked        a guard does not let a text pass
     │   ├── PromotionRejected     a gate failed
@@ -39,6 +40,7 @@ __all__ = [
     "PolicyDenied",
     "PromotionRejected",
     "QuotaExceeded",
+    "ScopeMissing",
     "TransientBackendError",
     "ValidationFailed",
     "bounded",
@@ -108,7 +110,31 @@ class PolicyDenied(LeitstandError):
 
 
 class AuthenticationFailed(PolicyDenied):
-    """No credential, or one that is not valid. The message never repeats the credential."""
+    """No credential, or one that is not valid. The message never repeats the credential.
+
+    Args:
+        message: What is wrong with it.
+        hint: What to do next.
+        code: The error code of RFC 6750, such as ``invalid_token``; empty when no credential came.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, code: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class ScopeMissing(PolicyDenied):
+    """We know who asks, and that they may not.
+
+    Args:
+        message: Who may not do what.
+        scope: The scope that would allow it.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, *, scope: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.scope = scope
 
 
 class QuotaExceeded(PolicyDenied):

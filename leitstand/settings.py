@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from leitstand.errors import ConfigurationError
 
 __all__ = [
+    "AccessSettings",
     "AlertSettings",
     "BlobSettings",
     "ChecksSettings",
@@ -30,6 +31,7 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SmtpSettings",
+    "TlsSettings",
     "TrackingSettings",
     "apply_environment",
     "child_environment",
@@ -97,6 +99,14 @@ class ServingSettings(_Group):
     inference_log: bool = Field(
         default=False, description="whether Bentos write the inference log; off, because the gateway does"
     )
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="shared secret: Bentos answer only who shows it; none: anybody, in environment=local only",
+    )
+    previous_token: SecretStr | None = Field(
+        default=None, min_length=32, description="also accepted by Bentos, while `token` is being exchanged"
+    )
 
 
 class MonitoringSettings(_Group):
@@ -143,6 +153,86 @@ class GatewaySettings(_Group):
     subject_key: SecretStr | None = Field(
         default=None, description="key of the pseudonyms of subjects in the log; without one none are logged"
     )
+    max_headers: int = Field(default=64, ge=1, description="header lines per request; more are answered 431")
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024, description="names and values together")
+    max_json_depth: int = Field(default=32, ge=2, description="nesting of a JSON body; deeper ones are answered 400")
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="origins whose pages may call, as a JSON list; empty: none"
+    )
+    private_upstreams: bool | None = Field(
+        default=None, description="whether upstreams may have private addresses; empty: in environment=local only"
+    )
+    jwe_key: Path | None = Field(
+        default=None, description="PEM file of the EC or RSA key that `application/jose` bodies are encrypted to"
+    )
+
+
+class TlsSettings(_Group):
+    """Certificates of the gateway: to those who call it, and to those that it calls. All are PEM files."""
+
+    cert: Path | None = Field(default=None, description="the gateway's certificate chain; with `key`: serve HTTPS")
+    key: Path | None = Field(default=None, description="private key of `cert`")
+    client_ca: Path | None = Field(default=None, description="callers must show a certificate that this CA signed")
+    upstream_ca: Path | None = Field(default=None, description="CA of the upstreams; empty: those of the system")
+    upstream_cert: Path | None = Field(default=None, description="certificate that the gateway shows to upstreams")
+    upstream_key: Path | None = Field(default=None, description="private key of `upstream_cert`")
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if (self.cert is None) != (self.key is None) or (self.upstream_cert is None) != (self.upstream_key is None):
+            raise ValueError("a certificate and its key are given together")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key: only HTTPS asks for certificates")
+        return self
+
+
+class AccessSettings(_Group):
+    """Who may ask the gateway: tokens of an OAuth2 issuer, and API keys."""
+
+    mode: Literal["", "off", "required"] = Field(
+        default="", description="empty: off in environment=local on a loopback address, required elsewhere"
+    )
+    issuer: str = Field(default="", description="the `iss` of accepted tokens; its keys are discovered below this URL")
+    audience: str = Field(default="", description="what `aud` of an accepted token names: this gateway")
+    jwks_url: str = Field(default="", description="where the issuer's keys are; empty: as its metadata says")
+    issuer_ca: Path | None = Field(default=None, description="PEM file: CA of the issuer; empty: those of the system")
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA", "Ed25519"], ...] = Field(
+        default=("RS256", "ES256", "EdDSA", "Ed25519"), min_length=1, description="accepted signatures, as a JSON list"
+    )
+    token_types: tuple[str, ...] = Field(
+        default=("at+jwt", "JWT"), min_length=1, description="accepted `typ` of a token; at+jwt is RFC 9068's"
+    )
+    leeway_s: int = Field(default=15, ge=0, le=120, description="how far the issuer's clock may be off")
+    scope_claim: str = Field(default="scope", description="claim with the scopes: a list, or words in one string")
+    tenant_claim: str = Field(default="tenant", description="claim that names the tenant")
+    default_tenant: str = Field(default="", description="tenant of tokens without that claim; empty: they are refused")
+    jwks_ttl_s: float = Field(default=300.0, gt=0, description="age at which the issuer's keys are fetched again")
+    jwks_keep_s: float = Field(
+        default=86_400.0, gt=0, description="how long the last keys are used while the issuer does not answer"
+    )
+    jwks_pause_s: float = Field(default=10.0, gt=0, description="between two fetches that unknown key ids cause")
+    max_token_bytes: int = Field(default=8192, ge=512, le=65_536, description="longer credentials are refused unread")
+    cached_tokens: int = Field(
+        default=10_000, ge=1, description="verified tokens that are remembered until they expire"
+    )
+    keys_uri: str = Field(
+        default="", description="API keys: redis://... or an SQLite file; empty: beside the route tables"
+    )
+    keys_keep_s: float = Field(
+        default=300.0, gt=0, description="how long known API keys are accepted while their store does not answer"
+    )
+    metrics: Literal["open", "scope", "off"] = Field(
+        default="scope", description="/metrics: for everybody, with the scope `metrics:read`, or for nobody"
+    )
+    client_key: SecretStr | None = Field(
+        default=None, description="API key that rollouts and nightly checks show to the gateways they read"
+    )
+
+    @model_validator(mode="after")
+    def _issuer_with_audience(self) -> Self:
+        if bool(self.issuer) != bool(self.audience):
+            raise ValueError("issuer and audience are given together: a token for somebody else must not pass")
+        return self
 
 
 class SmtpSettings(_Group):
@@ -238,6 +328,8 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     gateway: GatewaySettings = GatewaySettings()
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings = TlsSettings()
     alerts: AlertSettings = AlertSettings()
     checks: ChecksSettings = ChecksSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
@@ -249,6 +341,10 @@ class Settings(BaseSettings):
             raise ValueError("lineage.url must be https:// when an API key is sent outside environment=local")
         if self.environment != "local" and self.alerts.smtp.password and not self.alerts.smtp.starttls:
             raise ValueError("alerts.smtp.starttls must be on when a password is sent outside environment=local")
+        if self.environment != "local" and any(
+            url.startswith("http://") for url in (self.access.issuer, self.access.jwks_url)
+        ):
+            raise ValueError("access.issuer and access.jwks_url must be https:// outside environment=local")
         return self
 
     @property
