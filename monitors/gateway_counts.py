@@ -24,6 +24,7 @@ BUCKET = "gateway_latency_seconds_bucket"
 FAILED = "gateway_upstream_failures_total"
 DOUBT = "gateway_doubt_sum"
 TEXTS = "gateway_doubt_count"
+JUDGED = "gateway_judged_answers_total"
 SHADOWS = "gateway_shadow_answers_total"
 SHADOW = "~shadow"
 _PLAIN = {ANSWERED: "answered", FAILED: "failed", DOUBT: "doubt", TEXTS: "texts"}
@@ -63,6 +64,8 @@ class Arm(BaseModel):
         doubt: Sum over texts of 1 - confidence.
         compared: A shadow's answers that were compared with stable's.
         agree: Of these, equal.
+        rated: Texts with feedback about their answer.
+        negative: Of these, found wrong.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +77,8 @@ class Arm(BaseModel):
     doubt: float = 0
     compared: float = 0
     agree: float = 0
+    rated: float = 0
+    negative: float = 0
 
 
 class GatewayMetrics:
@@ -95,7 +100,8 @@ def parse_counts(text: str, use_case: str) -> Counts:
     """The counters of a use case in one metrics page, as ``WHO/NAME``.
 
     WHO is a version, or ``VERSION~shadow`` for what it did as a shadow; other routes are added together. Latency
-    buckets are named ``le:SECONDS`` and cumulative as in Prometheus; outcomes of a shadow's comparisons by themselves.
+    buckets are named ``le:SECONDS`` and cumulative as in Prometheus; outcomes of a shadow's comparisons and of feedback
+    by themselves.
     """
     counts: Counts = {}
     for family in text_string_to_metric_families(text):
@@ -106,7 +112,7 @@ def parse_counts(text: str, use_case: str) -> Counts:
             name = _PLAIN.get(sample.name)
             if sample.name == BUCKET:
                 name = f"le:{float(labels['le']):g}"
-            elif sample.name == SHADOWS:
+            elif sample.name in (SHADOWS, JUDGED):
                 name = labels["outcome"]
             if name is not None:
                 shadow = SHADOW if sample.name == SHADOWS or labels.get("route") == "shadow" else ""
@@ -157,6 +163,8 @@ def arm(tally: Tally, version: int, slow_ms: float, *, shadow: bool = False) -> 
         doubt=mine.get("doubt", 0.0),
         compared=agree + disagree,
         agree=agree,
+        rated=mine.get("right", 0.0) + mine.get("wrong", 0.0),
+        negative=mine.get("wrong", 0.0),
     )
 
 

@@ -12,8 +12,8 @@ from leitstand.errors import ConflictError, NotFoundError
 from leitstand.ports import FeedbackLog
 from leitstand.types import Feedback, utc_now
 from services.errors import HttpError
-from services.gateway_metrics import FEEDBACK
-from services.recent import RecentRequests
+from services.gateway_metrics import FEEDBACK, JUDGED
+from services.recent import RecentAnswer, RecentRequests
 from services.request_ids import made_at, new_request_id
 from services.schemas import FeedbackRequest, FeedbackResponse
 
@@ -41,7 +41,8 @@ def take_feedback(
         ConflictError: The feedback id was used before for something else.
         HttpError: 422, the label is none of `labels` and new ones are not taken, or the request had fewer texts.
     """
-    known = _check_id(recent, use_case, said)
+    answer = _check_id(recent, use_case, said)
+    known = answer is not None
     new_label = said.label is not None and bool(labels) and said.label not in labels
     if new_label and not takes_new:
         raise HttpError(
@@ -61,6 +62,8 @@ def take_feedback(
             FEEDBACK.labels(use_case, "conflict").inc()
             raise
         feedback, recorded = earlier, False
+    if recorded and answer is not None:
+        _count(answer, feedback)
     FEEDBACK.labels(use_case, ("recorded" if known else "unmatched") if recorded else "repeated").inc()
     return FeedbackResponse(
         feedback_id=feedback.feedback_id, recorded=recorded, known=known, new_label=new_label,
@@ -68,19 +71,34 @@ def take_feedback(
     )  # fmt: skip
 
 
-def _check_id(recent: RecentRequests, use_case: str, said: FeedbackRequest) -> bool:
+def _check_id(recent: RecentRequests, use_case: str, said: FeedbackRequest) -> RecentAnswer | None:
     found = recent.find(said.request_id)
     if found is not None:
-        answered, texts = found
-        if answered != use_case:
-            raise NotFoundError(f"Request '{said.request_id}' was not one of '{use_case}', but of '{answered}'")
-        if texts and said.index >= texts:
-            raise HttpError(422, f"index {said.index}: the request had {texts} texts, the first is 0")
-        return True
+        if found.use_case != use_case:
+            raise NotFoundError(f"Request '{said.request_id}' was not one of '{use_case}', but of '{found.use_case}'")
+        if found.texts and said.index >= found.texts:
+            raise HttpError(422, f"index {said.index}: the request had {found.texts} texts, the first is 0")
+        return found
     made = made_at(said.request_id)
     if made is not None and made > time.time() + CLOCK_SKEW_S:
         raise NotFoundError(f"Request '{said.request_id}' has an id of the future; no answer has it")
-    return False
+    return None
+
+
+def _count(answer: RecentAnswer, feedback: Feedback) -> None:
+    """Counts the first word about a text as right or wrong: what a rollout compares versions by.
+
+    A correction later counts in training and in measured quality, not here: a counter cannot take anything back.
+    """
+    if feedback.label is not None and answer.labels:
+        right = feedback.label == answer.labels[feedback.index]
+    elif feedback.rating:
+        right = feedback.rating > 0
+    else:
+        return
+    if feedback.index not in answer.judged:
+        answer.judged.add(feedback.index)
+        JUDGED.labels(answer.use_case, str(answer.version), answer.route, "right" if right else "wrong").inc()
 
 
 def _earlier(log: FeedbackLog, feedback: Feedback) -> Feedback | None:

@@ -24,6 +24,7 @@ from services.exchange import Exchange, RawPayload, TextPayload
 from services.gateway_metrics import REFUSED
 from services.gateway_wiring import Gateway
 from services.problems import problem, problem_for, protocol_error
+from services.recent import RecentAnswer
 from services.request_ids import request_id_from
 from services.schemas import PredictRequest
 from services.upstreams import HEAD_BYTES, Reply
@@ -110,7 +111,10 @@ class Front:
             )  # fmt: skip
             reply = await self._inference.run(exchange)
             if reply.status == OK:
-                self._recent.add(use_case, request_id, len(texts))
+                labels = exchange.predictions().labels
+                self._recent.add(
+                    request_id, RecentAnswer(use_case, len(texts), exchange.version, exchange.route, labels)
+                )
                 response: Response = (OK, [JSON], _predictions(exchange, asked.top_k))
             else:
                 response = problem(reply.status, _reason(reply), request_id=request_id)
@@ -165,7 +169,7 @@ class Front:
             _log_fault(response[0], request_id)
             return exchange, response
         if reply.status == OK:
-            self._recent.add(use_case, request_id, 0)
+            self._recent.add(request_id, RecentAnswer(use_case, 0, exchange.version, exchange.route))
         return exchange, _as_it_came(reply)
 
     async def _metadata(self, method: str, parts: list[str], path: str) -> Response:

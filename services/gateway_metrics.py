@@ -7,6 +7,7 @@ __all__ = [
     "FALLBACKS",
     "FEEDBACK",
     "IN_FLIGHT",
+    "JUDGED",
     "LATENCY",
     "OVERHEAD",
     "REQUESTS",
@@ -49,4 +50,9 @@ IN_FLIGHT = Gauge("gateway_requests_in_flight", "Requests being answered")
 STORE_UP = Gauge("gateway_route_store_up", "1 when the route tables could be read at the last attempt")
 REVISION = Gauge("gateway_route_revision", "Revision of the route table in use", ["use_case"])
 FEEDBACK = Counter("gateway_feedback_total", "Feedback by outcome", ["use_case", "outcome"])
+JUDGED = Counter(
+    "gateway_judged_answers_total",
+    "Texts by what the first feedback about their answer said: right or wrong; feedback must reach the same gateway",
+    ["use_case", "version", "route", "outcome"],
+)
 ROWS_DROPPED = Counter("gateway_log_records_dropped_total", "Answers that are missing in the inference log")

@@ -12,9 +12,10 @@ from leitstand.errors import ConfigurationError, ConflictError, NotFoundError, P
 from services.batching import Answer
 from services.errors import HttpError
 from services.feedback import take_feedback
+from services.gateway_metrics import JUDGED
 from services.inference_protocol import decode_request, encode_response
 from services.problems import problem_for, protocol_error
-from services.recent import RecentRequests
+from services.recent import RecentAnswer, RecentRequests
 from services.recording import pseudonym
 from services.request_ids import made_at, new_request_id, request_id_from
 from services.scheduling import Overloaded
@@ -121,8 +122,8 @@ def test_errors_become_problems(error: Exception, status: int, retry: bytes | No
 @pytest.fixture
 def recent() -> RecentRequests:
     index = RecentRequests(limit=2)
-    index.add("support", "r-1", 2)
-    index.add("finance", "r-2", 1)
+    index.add("r-1", RecentAnswer("support", 2, 7, "canary", ("pin", "card")))
+    index.add("r-2", RecentAnswer("finance", 1))
     return index
 
 
@@ -138,6 +139,33 @@ def test_feedback_is_recorded_with_its_time_and_id(recent: RecentRequests) -> No
     (entry,) = log.entries("support")
     assert (entry.request_id, entry.index, entry.label, entry.rating, entry.source) == ("r-1", 1, "pin", -1, "agent-7")
     assert entry.feedback_id == taken.feedback_id and entry.at == taken.at
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome"),
+    [
+        ({"label": "pin"}, "right"),
+        ({"label": "card"}, "wrong"),
+        ({"label": None, "rating": -1}, "wrong"),
+        ({"label": None, "rating": 1}, "right"),
+        ({"label": "card", "rating": 1}, "wrong"),
+        ({"label": None, "rating": 0}, None),
+    ],
+)
+def test_the_first_word_about_an_answer_is_counted_for_its_version(
+    recent: RecentRequests, first: dict[str, object], outcome: str | None
+) -> None:
+    def counts() -> dict[str, float]:
+        return {
+            name: JUDGED.labels("support", "7", "canary", name)._value.get()  # the library offers no reading
+            for name in ("right", "wrong")
+        }
+
+    before, log = counts(), InMemoryFeedbackLog()
+    say(log, recent, **first)
+    say(log, recent, feedback_id="f-later", label="card", source="agent-8")
+    grown = {name: value - before[name] for name, value in counts().items()}
+    assert grown == {name: float(name == (outcome or "wrong")) for name in ("right", "wrong")}
 
 
 @pytest.mark.parametrize("at", [None, datetime(2026, 1, 1, tzinfo=UTC)])
@@ -163,7 +191,7 @@ def test_a_label_that_the_model_does_not_have_is_named(recent: RecentRequests) -
 
 
 def test_feedback_for_what_was_long_ago_is_taken_and_marked(recent: RecentRequests) -> None:
-    recent.add("support", "r-3", 1)
+    recent.add("r-3", RecentAnswer("support", 1))
     assert not say(InMemoryFeedbackLog(), recent, request_id="r-1").known
     assert say(InMemoryFeedbackLog(), recent, request_id="r-3").known
 
