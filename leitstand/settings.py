@@ -22,6 +22,7 @@ __all__ = [
     "BlobSettings",
     "ChecksSettings",
     "GatewaySettings",
+    "JobSettings",
     "KubernetesSettings",
     "LineageSettings",
     "LocalSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "ServingSettings",
     "Settings",
     "SmtpSettings",
+    "TelemetrySettings",
     "TlsSettings",
     "TrackingSettings",
     "apply_environment",
@@ -133,7 +135,7 @@ class GatewaySettings(_Group):
     host: str = Field(default="127.0.0.1", description="address that the gateway binds to")
     port: int = Field(default=8080, ge=1, le=65535)
     routes_uri: str = Field(
-        default="", description="route tables: redis://host:port/db or an SQLite file; empty: SQLite below `home`"
+        default="", description="route tables: redis://…, postgresql://… or an SQLite file; empty: SQLite below `home`"
     )
     urls: tuple[str, ...] = Field(
         default=(), description="every gateway that rollouts judge by, as a JSON list; empty: the one on this machine"
@@ -235,6 +237,68 @@ class AccessSettings(_Group):
         return self
 
 
+class TelemetrySettings(_Group):
+    """The gateway's traces and access log. Neither ever holds a text, a credential or a person's name."""
+
+    traces_url: str = Field(
+        default="",
+        pattern="^(https?://.+)?$",
+        description="OTLP/HTTP endpoint of a collector, like http://collector:4318/v1/traces; empty: no traces",
+    )
+    traces_headers: SecretStr | None = Field(
+        default=None, description="headers for the collector as name=value, separated by commas; keys are secrets"
+    )
+    traces_timeout_s: float = Field(default=5.0, gt=0, description="for one export; what fails is dropped")
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of traces that begin here and are kept; a caller's choice wins"
+    )
+    service_name: str = Field(default="leitstand-gateway", min_length=1, description="`service.name` of spans and logs")
+    access_log: Literal["off", "errors", "all"] = Field(
+        default="errors", description="requests that leave a log line; `errors`: status 400 and above"
+    )
+    access_log_ratio: float = Field(
+        default=1.0, ge=0, le=1, description="share of the successful requests that `all` logs; errors always are"
+    )
+
+
+class JobSettings(_Group):
+    """The request queue: long work that workers answer, kept in Redis until then."""
+
+    redis_uri: str = Field(
+        default="", description="redis://host:port/db; empty: `gateway.routes_uri` when that is Redis, else no queue"
+    )
+    key: SecretStr | None = Field(
+        default=None,
+        description="32 bytes in URL-safe base64 that texts and answers are sealed with; none: a key file below `home`",
+    )
+    old_keys: tuple[SecretStr, ...] = Field(default=(), description="keys that still open, as a JSON list")
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="larger requests for a job are answered 413")
+    max_texts: int = Field(default=10_000, ge=1, description="texts per job")
+    max_open: int = Field(default=1000, ge=1, description="jobs that wait or run; more are answered 503")
+    max_open_per_tenant: int = Field(default=100, ge=1, description="the same of one tenant; more are answered 429")
+    max_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="sealed texts of open jobs and dead letters; beyond it: 503"
+    )
+    max_event_streams: int = Field(default=200, ge=0, description="progress streams at once; more are answered 503")
+    max_age: timedelta = Field(
+        default=timedelta(days=1), gt=timedelta(), description="a job that did not end by then is a dead letter"
+    )
+    result_ttl: timedelta = Field(default=timedelta(days=1), gt=timedelta(), description="until a result is erased")
+    dead_ttl: timedelta = Field(default=timedelta(days=7), gt=timedelta(), description="until a dead letter is erased")
+    chunk_texts: int = Field(default=32, ge=1, le=1024, description="texts that a worker asks for at once")
+    concurrency: int = Field(default=4, ge=1, le=256, description="jobs that one worker runs at once")
+    max_attempts: int = Field(default=5, ge=1, le=100, description="times a job is begun before it is a dead letter")
+    backoff_s: float = Field(default=2.0, gt=0, description="before the first retry; doubled each time, with jitter")
+    max_backoff_s: float = Field(default=300.0, gt=0, description="longest wait before a retry")
+    lease_s: float = Field(
+        default=30.0, ge=0.5, description="a worker that is silent for so long loses its jobs to others"
+    )
+    poll_s: float = Field(default=0.1, gt=0, le=10, description="how often an idle worker looks for jobs")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="port on loopback where a worker shows its metrics; 0: nowhere"
+    )
+
+
 class SmtpSettings(_Group):
     """The mail server that alerts are handed to, and who gets them."""
 
@@ -320,6 +384,14 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".leitstand"), description="folder of everything that runs leave behind")
     usecases: Path = Field(default=Path("usecases"), description="folder of the use cases")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["ecs", "console"] = Field(
+        default="ecs", description="`ecs`: JSON lines of the Elastic Common Schema; `console`: for people"
+    )
+    log_file: str = Field(
+        default="", description="file of the gateway's log, rotated; empty: standard error. One process per file"
+    )
+    log_file_mb: int = Field(default=50, ge=1, description="size at which the file is rotated, in MB of 10^6 bytes")
+    log_file_backups: int = Field(default=5, ge=1, description="rotated files that are kept")
     registry: RegistrySettings = RegistrySettings()
     tracking: TrackingSettings = TrackingSettings()
     s3: S3Settings = S3Settings()
@@ -328,8 +400,10 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     gateway: GatewaySettings = GatewaySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     access: AccessSettings = AccessSettings()
     tls: TlsSettings = TlsSettings()
+    jobs: JobSettings = JobSettings()
     alerts: AlertSettings = AlertSettings()
     checks: ChecksSettings = ChecksSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
@@ -341,6 +415,9 @@ class Settings(BaseSettings):
             raise ValueError("lineage.url must be https:// when an API key is sent outside environment=local")
         if self.environment != "local" and self.alerts.smtp.password and not self.alerts.smtp.starttls:
             raise ValueError("alerts.smtp.starttls must be on when a password is sent outside environment=local")
+        traces = self.telemetry
+        if self.environment != "local" and traces.traces_headers and traces.traces_url.startswith("http:"):
+            raise ValueError("telemetry.traces_url must be https:// when headers are sent outside environment=local")
         if self.environment != "local" and any(
             url.startswith("http://") for url in (self.access.issuer, self.access.jwks_url)
         ):
