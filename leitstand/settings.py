@@ -20,6 +20,7 @@ __all__ = [
     "AccessSettings",
     "AlertSettings",
     "BlobSettings",
+    "BudgetSettings",
     "ChecksSettings",
     "GatewaySettings",
     "JobSettings",
@@ -299,6 +300,24 @@ class JobSettings(_Group):
     )
 
 
+class BudgetSettings(_Group):
+    """Where the counts of budgets and limits are kept; the limits themselves stand in the use-case files."""
+
+    uri: str = Field(
+        default="", description="redis://host:port/db for several machines, or an SQLite file; empty: below `home`"
+    )
+    tenants: Path | None = Field(
+        default=None, description="YAML file with limits of tenants over all use cases together; none: no such limits"
+    )
+    lease_s: float = Field(
+        default=30.0, ge=1, le=3600, description="time after which a crashed gateway's reservations are booked as used"
+    )
+    timeout_s: float = Field(default=0.5, gt=0, le=10, description="for one answer of the store")
+    metric_tenants: int = Field(
+        default=50, ge=0, le=1000, description="tenants with limits of their own that metrics name, first by name"
+    )
+
+
 class SmtpSettings(_Group):
     """The mail server that alerts are handed to, and who gets them."""
 
@@ -404,6 +423,7 @@ class Settings(BaseSettings):
     access: AccessSettings = AccessSettings()
     tls: TlsSettings = TlsSettings()
     jobs: JobSettings = JobSettings()
+    budgets: BudgetSettings = BudgetSettings()
     alerts: AlertSettings = AlertSettings()
     checks: ChecksSettings = ChecksSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
