@@ -1,4 +1,4 @@
-"""Named events and the JSON log: one line per event, Elastic Common Schema field names.
+"""Named events and the log: one line per event, by default as JSON of the Elastic Common Schema.
 
 `announce` sends an event to the log. Payloads (texts) never go there; digests and sizes do.
 """
@@ -8,8 +8,11 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any, TextIO
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+import ecs_logging
 import structlog
 
 from leitstand import __version__
@@ -22,8 +25,10 @@ __all__ = [
     "DataRejected",
     "Event",
     "GatesDecided",
+    "LogStream",
     "ModelRegistered",
     "RolloutMoved",
+    "RotatingLog",
     "RunFinished",
     "ServiceDeployed",
     "announce",
@@ -143,32 +148,86 @@ class AlertTold(Event):
     runbook: str
 
 
-def _to_ecs(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
-    return {
-        "@timestamp": event.pop("timestamp"),
-        "log.level": event.pop("level"),
-        "message": event.pop("event"),
-        "ecs.version": "8.11.0",
-        "service.name": "leitstand",
-        "service.version": __version__,
-        **event,
-    }
+class LogStream(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
 
 
-def configure_logging(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Sends structlog to `stream` (stderr by default) as JSON lines. Call once, at the entry point."""
+class RotatingLog:
+    """A stream into a file that starts anew at `max_bytes`; earlier ones become ``NAME.1``, ``NAME.2`` and so on.
+
+    Lines stay whole, also when several threads write. Several processes must not share a file.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, backups: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = RotatingFileHandler(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+
+    def write(self, text: str) -> None:
+        """Appends whole lines."""
+        self._handler.handle(logging.makeLogRecord({"msg": text.rstrip("\n")}))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._handler.close()
+
+
+def _about_us(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event["@timestamp"] = event.pop("timestamp")
+    event["log.level"] = event.pop("level")
+    event.setdefault("service.name", "leitstand")
+    event["service.version"] = __version__
+    return event
+
+
+def configure_logging(
+    level: str = "INFO",
+    stream: LogStream | None = None,
+    *,
+    style: Literal["ecs", "console"] = "ecs",
+    libraries: bool = False,
+) -> None:
+    """Sends structlog to `stream` (stderr by default). Call once, at the entry point.
+
+    Args:
+        level: What is less important is left out.
+        stream: Where lines go.
+        style: JSON lines of the Elastic Common Schema, or lines for people.
+        libraries: Whether warnings of libraries that use `logging` go there too, in the same style.
+    """
+    target = stream or sys.stderr
+    # Never a traceback with local variables: texts and keys are among them.
+    rendering: list[Any] = (
+        [structlog.processors.format_exc_info, _about_us, ecs_logging.StructlogFormatter(ensure_ascii=False)]
+        if style == "ecs"
+        else [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _to_ecs,
-            structlog.processors.JSONRenderer(),
+            *rendering,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(stream or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(target),  # pyright: ignore[reportArgumentType]
     )
+    if libraries:
+        _take_over_libraries(target, style)
+
+
+def _take_over_libraries(target: LogStream, style: str) -> None:
+    handler = logging.StreamHandler(target)
+    ours = {"service.name": "leitstand", "service.version": __version__}
+    plain = logging.Formatter("%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    handler.setFormatter(ecs_logging.StdlibFormatter(extra=ours) if style == "ecs" else plain)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def bind(**context: Any) -> None:

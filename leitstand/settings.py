@@ -407,7 +407,7 @@ class Settings(BaseSettings):
         default="ecs", description="`ecs`: JSON lines of the Elastic Common Schema; `console`: for people"
     )
     log_file: str = Field(
-        default="", description="file of the gateway's log, rotated; empty: standard error. One process per file"
+        default="", description="file of the gateway's log, below `home` or absolute, rotated; empty: standard error"
     )
     log_file_mb: int = Field(default=50, ge=1, description="size at which the file is rotated, in MB of 10^6 bytes")
     log_file_backups: int = Field(default=5, ge=1, description="rotated files that are kept")

@@ -3,8 +3,8 @@
 import typer
 
 from leitstand.errors import ConfigurationError
-from leitstand.events import configure_logging
-from leitstand.settings import apply_environment, load_settings
+from leitstand.events import RotatingLog, configure_logging
+from leitstand.settings import Settings, apply_environment, load_settings
 
 __all__ = ["app"]
 
@@ -25,7 +25,7 @@ def gateway(
     changes = {name: value for name, value in (("host", host), ("port", port)) if value}
     settings = settings.model_copy(update={"gateway": settings.gateway.model_copy(update=changes)})
     apply_environment(settings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, _log_file(settings), style=settings.log_format, libraries=True)
     chosen = settings.gateway
     if not port_is_free(chosen.host, chosen.port):
         raise ConfigurationError(
@@ -34,3 +34,10 @@ def gateway(
         )
     typer.echo(f"Gateway on http://{chosen.host}:{chosen.port}", err=True)
     serve(wire(settings))
+
+
+def _log_file(settings: Settings) -> RotatingLog | None:
+    if not settings.log_file:
+        return None
+    size = settings.log_file_mb * 10**6
+    return RotatingLog(settings.root / settings.log_file, max_bytes=size, backups=settings.log_file_backups)

@@ -47,7 +47,8 @@ def up(
     _ensure_routes(settings, deployer)
     gateway = [sys.executable, "-m", "leitstand.cli", "gateway"]
     stop_wait_s = settings.serving.drain_s + 10
-    supervisor.put(Program(name=GATEWAY, command=gateway, environment=environment, stop_wait_s=stop_wait_s))
+    logging = {"LEITSTAND_LOG_FILE": settings.log_file or "logs/gateway.jsonl"}
+    supervisor.put(Program(name=GATEWAY, command=gateway, environment=environment | logging, stop_wait_s=stop_wait_s))
     _say(f"Waiting for Prefect on port {port} ...")
     wait_until(
         lambda: prefect_is_up(settings),
