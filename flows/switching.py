@@ -86,21 +86,34 @@ def stop_others(
     spread_s: float = ROUTE_SPREAD_S,
     clock: Callable[[], datetime] = utc_now,
 ) -> None:
-    """Stops instances, once every gateway has had time to see the newest route table."""
-    doomed = [endpoint for endpoint in deployer.all(use_case) if not keep(endpoint)]
+    """Stops instances, once every gateway has had time to see the newest route table.
+
+    Fallbacks and the targets of pinned tenants go on, whatever `keep` says: no rollout decides about them.
+    """
     table = routes.read(use_case)
+    needed = _needed(table) if table else frozenset()
+    doomed = [endpoint for endpoint in deployer.all(use_case) if not keep(endpoint) and endpoint.url not in needed]
     if doomed and table:
         time.sleep(min(spread_s, max(0.0, spread_s - (clock() - table.changed_at).total_seconds())))
     for endpoint in doomed:
         deployer.undeploy(endpoint)
 
 
+def _needed(table: RouteTable) -> frozenset[str]:
+    """URLs that the table names besides those a rollout moves."""
+    pinned = [each for route in table.tenants.values() for each in (route.target, route.fallback)]
+    return frozenset(target.url for target in (table.fallback, *pinned) if target)
+
+
 def _point(routes: RouteStore, endpoint: Endpoint, actor: str, reason: str, now: datetime) -> None:
     wanted = target_of(endpoint)
 
     def change(before: RouteTable | None) -> RouteTable | None:
-        if before and before.stable == wanted and before.canary is None and before.shadow is None:
+        if before is None:
+            return RouteTable(use_case=endpoint.use_case, stable=wanted, changed_at=now, actor=actor, reason=reason)
+        if before.stable == wanted and before.canary is None and before.shadow is None:
             return None
-        return RouteTable(use_case=endpoint.use_case, stable=wanted, changed_at=now, actor=actor, reason=reason)
+        alone = {"stable": wanted, "canary": None, "canary_percent": 0.0, "shadow": None}
+        return before.model_copy(update=alone | {"changed_at": now, "actor": actor, "reason": reason})
 
     change_route(routes, endpoint.use_case, change)

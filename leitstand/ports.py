@@ -186,7 +186,7 @@ class LineageSink(Protocol):
 
 
 class RouteStore(Protocol):
-    """Route tables, shared by every gateway process. SQLite on one machine, Redis for several."""
+    """Route tables, shared by every gateway process. SQLite on one machine, Redis or PostgreSQL for several."""
 
     def read(self, use_case: str) -> RouteTable | None: ...
 

@@ -42,6 +42,7 @@ __all__ = [
     "Snapshot",
     "SplitInfo",
     "Target",
+    "TenantRoute",
     "Usage",
     "Verdict",
     "WindowRow",
@@ -305,7 +306,10 @@ class Endpoint(_Record):
 
 
 class LedgerEntry(_Record):
-    """One line of the promotion ledger: who moved which alias where, when, why, on what evidence."""
+    """One line of the promotion ledger: who moved which alias where, when, why, on what evidence.
+
+    An entry without an alias moved nothing: it notes something about the version, like a degradation.
+    """
 
     schema_version: Literal[1] = 1
     sequence: int
@@ -328,10 +332,20 @@ class Target(_Record):
     url: str
 
 
-class RouteTable(_Record):
-    """Who answers a use case. ``revision`` rises with every change; a change names its author and reason."""
+class TenantRoute(_Record):
+    """Who answers one tenant, whatever the rest of the table says: no canary, no shadow."""
 
-    schema_version: Literal[1] = 1
+    target: Target
+    fallback: Target | None = Field(default=None, description="steps in for this tenant; None: the table's fallback")
+
+
+class RouteTable(_Record):
+    """Who answers a use case. ``revision`` rises with every change; a change names its author and reason.
+
+    Version 2 of the schema has `fallback` and `tenants`; tables of version 1 have neither.
+    """
+
+    schema_version: Literal[1, 2] = 2
     use_case: str
     revision: int = Field(default=0, ge=0, description="0: not stored yet")
     stable: Target
@@ -339,9 +353,17 @@ class RouteTable(_Record):
     canary_percent: float = Field(default=0.0, ge=0, le=100)
     shadow: Target | None = None
     shadow_percent: float = Field(default=100.0, ge=0, le=100, description="share of requests that the shadow sees")
+    fallback: Target | None = Field(default=None, description="answers when stable cannot, or when a budget is used up")
+    tenants: dict[str, TenantRoute] = Field(default_factory=dict, description="tenant to the target it is pinned to")
     changed_at: Utc
     actor: str
     reason: str
+
+    def targets(self) -> tuple[Target, ...]:
+        """Everybody who may be asked, each once."""
+        pinned = [each for route in self.tenants.values() for each in (route.target, route.fallback)]
+        named = (self.stable, self.canary, self.shadow, self.fallback, *pinned)
+        return tuple(dict.fromkeys(target for target in named if target is not None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ def postgres_tool(name: str) -> str:
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """A running PostgreSQL with a database `mlflow` that holds MLflow's empty tables."""
+    """A running PostgreSQL; each test takes databases of its own."""
 
     address: str
 
@@ -185,18 +185,22 @@ class PostgresServer:
             connection.execute(statement)
 
     def fresh(self) -> str:
-        """URI of a new database with MLflow's empty tables."""
+        """SQLAlchemy's URI of a new database with MLflow's empty tables; needs the fixture `postgres`."""
+        return self.uri(self._create("TEMPLATE mlflow"))
+
+    def database(self) -> str:
+        """URI of a new and empty database."""
+        return f"postgresql://{self.address}/{self._create()}"
+
+    def _create(self, options: str = "") -> str:
         name = f"t{uuid.uuid4().hex}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE mlflow")
-        return self.uri(name)
+        self.execute(f"CREATE DATABASE {name} {options}")
+        return name
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def empty_postgres() -> Iterator[PostgresServer]:
     """PostgreSQL on a free port; as `nobody` when the tests run as root, which it refuses to be."""
-    from leitstand.settings import RegistrySettings, Settings
-    from models.registry.opening import open_registry
-
     user = "nobody" if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder, port = Path(name), free_ports(1)[0]
@@ -215,11 +219,21 @@ def postgres() -> Iterator[PostgresServer]:
         server, log = PostgresServer(f"leitstand@127.0.0.1:{port}"), folder / "log"
         with running(command, log, user=user) as process:
             wait_until(lambda: b"ready to accept connections" in log.read_bytes(), process, log, "PostgreSQL")
-            server.execute("CREATE DATABASE mlflow")
-            registry = open_registry(Settings(home=folder, registry=RegistrySettings(uri=server.uri("mlflow"))))
-            assert registry.names() == []
-            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mlflow'")
             yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(empty_postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
+    """PostgreSQL with a database `mlflow` that holds MLflow's empty tables."""
+    from leitstand.settings import RegistrySettings, Settings
+    from models.registry.opening import open_registry
+
+    server, home = empty_postgres, tmp_path_factory.mktemp("mlflow-postgres")
+    server.execute("CREATE DATABASE mlflow")
+    registry = open_registry(Settings(home=home, registry=RegistrySettings(uri=server.uri("mlflow"))))
+    assert registry.names() == []
+    server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'mlflow'")
+    return server
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Where route tables are kept: SQLite on one machine, Redis for gateways on several."""
+"""Where route tables are kept: SQLite on one machine, Redis or PostgreSQL for gateways on several."""

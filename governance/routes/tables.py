@@ -8,6 +8,8 @@ from leitstand.types import RouteTable, Target, utc_now
 
 __all__ = ["conflict", "ensure_stable", "read_table", "stored"]
 
+SCHEMA_VERSION = 2
+
 
 def stored(table: RouteTable, expected: int) -> RouteTable:
     """`table` as revision ``expected + 1``.
@@ -20,12 +22,12 @@ def stored(table: RouteTable, expected: int) -> RouteTable:
             f"Routes of '{table.use_case}': {table.canary_percent:g} % for a canary, but there is none",
             hint="name the canary, or set the share to 0",
         )
-    for target in (table.stable, table.canary, table.shadow):
-        if target is not None and not target.url.startswith(("http://", "https://")):
+    for target in table.targets():
+        if not target.url.startswith(("http://", "https://")):
             raise ConfigurationError(
                 f"Routes of '{table.use_case}': '{target.url}' is no URL of an upstream", hint="write http://host:port"
             )
-    return table.model_copy(update={"revision": expected + 1})
+    return table.model_copy(update={"revision": expected + 1, "schema_version": SCHEMA_VERSION})
 
 
 def read_table(record: str | bytes, use_case: str) -> RouteTable:

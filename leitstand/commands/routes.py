@@ -10,7 +10,7 @@ from governance.routes.opening import open_route_store
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.settings import load_settings
-from leitstand.types import RouteTable, Target, utc_now
+from leitstand.types import RouteTable, Target, TenantRoute, utc_now
 
 __all__ = ["app"]
 
@@ -20,7 +20,10 @@ app = typer.Typer(
 
 NAME = typer.Argument(help="Use case")
 JSON = typer.Option(False, "--json", help="Print JSON.")
-HEAD = ["use case", "revision", "stable", "canary", "share", "shadow", "share", "changed (UTC)", "by", "because"]
+HEAD = [
+    "use case", "revision", "stable", "canary", "share", "shadow", "share", "fallback", "tenants", "changed (UTC)",
+    "by", "because",
+]  # fmt: skip
 
 
 @app.command("list")
@@ -41,6 +44,11 @@ def set_routes(
     percent: float = typer.Option(-1.0, min=-1, max=100, help="Share of the canary, 0 to 100"),
     shadow: str = typer.Option("", help="VERSION=URL that computes unseen; `none` takes it away"),
     shadow_percent: float = typer.Option(-1.0, min=-1, max=100, help="Share of requests that the shadow sees"),
+    fallback: str = typer.Option("", help="VERSION=URL that steps in for stable; `none` takes it away"),
+    tenant: list[str] = typer.Option([], help="NAME=VERSION=URL pins a tenant, NAME=none frees it; may be repeated"),
+    tenant_fallback: list[str] = typer.Option(
+        [], help="NAME=VERSION=URL steps in for a pinned tenant instead of --fallback; NAME=none; may be repeated"
+    ),
     reason: str = typer.Option(..., help="Why; it stands in the history"),
     actor: str = typer.Option("", help="Who does it; the user's name without it"),
     as_json: bool = JSON,
@@ -51,7 +59,7 @@ def set_routes(
     changes: dict[str, Any] = {"changed_at": utc_now(), "actor": actor or _user(), "reason": reason}
     if stable:
         changes["stable"] = _target(stable)
-    for key, value in (("canary", canary), ("shadow", shadow)):
+    for key, value in (("canary", canary), ("shadow", shadow), ("fallback", fallback)):
         if value:
             changes[key] = None if value == "none" else _target(value)
     for key, share in (("canary_percent", percent), ("shadow_percent", shadow_percent)):
@@ -59,6 +67,8 @@ def set_routes(
             changes[key] = share
     if canary == "none":
         changes["canary_percent"] = 0.0
+    if tenant or tenant_fallback:
+        changes["tenants"] = _tenants(before.tenants if before else {}, tenant, tenant_fallback)
     if before is None:
         if not stable:
             raise NotFoundError(f"'{name}' has no routes yet", hint="name its first target with --stable VERSION=URL")
@@ -84,6 +94,27 @@ def _target(text: str) -> Target:
     return Target(version=int(version), url=url.rstrip("/"))
 
 
+def _tenants(before: dict[str, TenantRoute], pins: list[str], fallbacks: list[str]) -> dict[str, TenantRoute]:
+    after = dict(before)
+    for name, value in map(_named, pins):
+        after.pop(name, None)
+        if value != "none":
+            kept = before[name].fallback if name in before else None
+            after[name] = TenantRoute(target=_target(value), fallback=kept)
+    for name, value in map(_named, fallbacks):
+        if name not in after:
+            raise ConfigurationError(f"Tenant '{name}' is not pinned", hint=f"add --tenant {name}=VERSION=URL")
+        after[name] = TenantRoute(target=after[name].target, fallback=None if value == "none" else _target(value))
+    return after
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise ConfigurationError(f"'{text}' names no tenant", hint="write NAME=VERSION=URL, or NAME=none")
+    return name, value
+
+
 def _print(tables: list[RouteTable], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([table.model_dump(mode="json") for table in tables], indent=1))
@@ -98,6 +129,7 @@ def _row(table: RouteTable) -> list[str]:
     return [
         table.use_case, str(table.revision), who(table.stable), who(table.canary), f"{table.canary_percent:g} %",
         who(table.shadow), f"{table.shadow_percent:g} %" if table.shadow else "–",
+        who(table.fallback), ", ".join(f"{name}: {who(route.target)}" for name, route in table.tenants.items()) or "–",
         f"{table.changed_at:%Y-%m-%d %H:%M:%S}", table.actor, table.reason,
     ]  # fmt: skip
 

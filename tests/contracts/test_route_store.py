@@ -1,10 +1,12 @@
-"""One contract for route stores: in memory, SQLite, Redis."""
+"""One contract for route stores: in memory, SQLite, Redis, PostgreSQL."""
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from governance.routes.opening import open_route_store
@@ -12,14 +14,14 @@ from governance.routes.tables import ensure_stable
 from leitstand.errors import ConfigurationError, ConflictError, IntegrityError, LeitstandError, TransientBackendError
 from leitstand.ports import RouteStore
 from leitstand.settings import GatewaySettings, Settings
-from leitstand.types import RouteTable, Target
+from leitstand.types import RouteTable, Target, TenantRoute
 from tests.fakes import InMemoryRouteStore
-from tests.servers import RedisServer
+from tests.servers import PostgresServer, RedisServer
 
 Opener = Callable[[], RouteStore]
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens further views of one store, as other processes would."""
     if request.param == "memory":
@@ -29,6 +31,8 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     uri = ""
     if request.param == "redis":
         uri = request.getfixturevalue("redis_server").database()
+    if request.param == "postgres":
+        uri = request.getfixturevalue("empty_postgres").database()
     settings = Settings(home=tmp_path, gateway=GatewaySettings(routes_uri=uri))
     opened: list[RouteStore] = []
 
@@ -65,6 +69,16 @@ def test_a_written_table_is_read_back_with_the_next_revision(store: RouteStore) 
     second = store.write(table(percent=5), expected=1)
     assert store.read("support") == second == table(percent=5, revision=2)
     assert store.revisions() == {"support": 2}
+
+
+def test_fallback_and_tenants_are_kept(store: RouteStore) -> None:
+    small = Target(version=3, url="http://127.0.0.1:3003")
+    full = table(
+        fallback=small, tenants={"acme": TenantRoute(target=small), "ünï": TenantRoute(target=small, fallback=small)}
+    )
+    store.write(full, expected=0)
+    assert store.read("support") == full.model_copy(update={"revision": 1})
+    assert [target.version for target in full.targets()] == [1, 2, 3]
 
 
 def test_another_process_sees_the_change_at_once(store: RouteStore, opener: Opener) -> None:
@@ -121,8 +135,13 @@ def test_the_history_keeps_every_revision_in_order(store: RouteStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [{"canary": None, "canary_percent": 5.0}, {"stable": Target(version=1, url="localhost:3000")}]
-)
+    "broken",
+    [
+        {"canary": None, "canary_percent": 5.0}, {"stable": Target(version=1, url="localhost:3000")},
+        {"fallback": Target(version=1, url="file:///etc/passwd")},
+        {"tenants": {"acme": TenantRoute(target=Target(version=1, url="ftp://host"))}},
+    ],
+)  # fmt: skip
 def test_a_table_that_cannot_be_served_is_refused(store: RouteStore, broken: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         store.write(table(**broken), expected=0)
@@ -151,6 +170,47 @@ def test_a_redis_that_is_gone_is_a_transient_error_without_the_password() -> Non
     assert "127.0.0.1:1" in str(caught.value) and "hunter2" not in str(caught.value)
 
 
+def test_a_postgres_that_is_gone_is_a_transient_error_without_the_password() -> None:
+    store = open_route_store(Settings(gateway=GatewaySettings(routes_uri="postgresql://me:hunter2@127.0.0.1:1/routes")))
+    with pytest.raises(TransientBackendError) as caught:
+        store.read("support")
+    assert "127.0.0.1:1" in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_a_postgres_that_ended_our_connection_is_asked_again(empty_postgres: PostgresServer) -> None:
+    store = open_route_store(Settings(gateway=GatewaySettings(routes_uri=empty_postgres.database())))
+    store.write(table(), expected=0)
+    empty_postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'leitstand-routes'"
+    )
+    with pytest.raises(TransientBackendError):
+        store.read("support")
+    assert store.read("support") == table(revision=1)
+    store.close()  # type: ignore[attr-defined]
+
+
+def test_tables_that_were_stored_before_there_were_fallbacks_are_read_and_written_on(
+    tmp_path: Path, redis_server: RedisServer, empty_postgres: PostgresServer, project: Path
+) -> None:
+    record = (project / "tests" / "fixtures" / "routes" / "version-1.json").read_text().strip()
+    file, redis_uri, postgres_uri = tmp_path / "routes.db", redis_server.database(), empty_postgres.database()
+    for uri in (str(file), redis_uri, postgres_uri):
+        store = open_route_store(Settings(gateway=GatewaySettings(routes_uri=uri)))
+        store.write(table(), expected=0)
+        store.close()  # type: ignore[attr-defined]
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE routes SET record = ?", (record,))
+    redis_server.client(redis_uri).lset("{leitstand:routes}:support", 0, record)
+    with psycopg.connect(postgres_uri) as connection:
+        connection.execute("UPDATE leitstand_routes SET record = %s", (record,))
+    for uri in (str(file), redis_uri, postgres_uri):
+        store = open_route_store(Settings(gateway=GatewaySettings(routes_uri=uri)))
+        old = store.read("support")
+        assert old is not None and (old.schema_version, old.fallback, old.tenants) == (1, None, {})
+        assert store.write(old, expected=1).schema_version == 2
+        store.close()  # type: ignore[attr-defined]
+
+
 def test_damage_is_reported_as_such(tmp_path: Path, redis_server: RedisServer) -> None:
     uri = redis_server.database()
     redis_server.client(uri).rpush("{leitstand:routes}:support", "{not json")
@@ -161,7 +221,7 @@ def test_damage_is_reported_as_such(tmp_path: Path, redis_server: RedisServer) -
             open_route_store(Settings(gateway=GatewaySettings(routes_uri=where))).read("support")
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/routes", "redis://host:port"])
+@pytest.mark.parametrize("uri", ["ftp://host/routes", "redis://host:port", "postgresql://host/x?nonsense=1"])
 def test_a_wrong_uri_names_the_remedy(uri: str) -> None:
-    with pytest.raises(LeitstandError, match="redis://"):
+    with pytest.raises(LeitstandError, match=r"redis://|postgresql://"):
         open_route_store(Settings(gateway=GatewaySettings(routes_uri=uri)))

@@ -6,7 +6,7 @@ import pytest
 
 from flows.rollout import Controller
 from leitstand.errors import ConflictError, NotFoundError, TransientBackendError
-from leitstand.types import RouteTable
+from leitstand.types import RouteTable, Target, TenantRoute
 from monitors.rollout_rules import Command, Phase, Rollout
 from tests.fakes import InMemoryRouteStore
 from tests.rollout_for_tests import World, use_case
@@ -76,6 +76,25 @@ def test_a_failing_canary_is_taken_away_with_its_numbers_as_the_reason(world: Wo
     assert (world.table.stable.version, world.table.canary, world.table.canary_percent) == (1, None, 0)
     assert world.versions() == {1}
     assert world.champion.moves == []
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_fallbacks_and_pinned_tenants_outlive_a_rollout_and_their_instances_with_them(world: World, good: bool) -> None:
+    small = world.deployer.deploy(use_case(), tag="support:9", version=9)
+    fallback, pinned = Target(version=9, url=small.url), TenantRoute(target=world.table.stable)
+    changes = {"fallback": fallback, "tenants": {"acme": pinned}, "actor": "ann", "reason": "protect"}
+    world.routes.write(world.table.model_copy(update=changes), expected=world.table.revision)
+    rollout = canary(world)
+    world.counts.answer(1, 300)
+    if not good:
+        world.counts.answer(2, 15, failed=15)
+        rollout = tick(world, rollout, 2)
+    while not rollout.finished:
+        good_traffic(world)
+        rollout = tick(world, rollout)
+    assert rollout.phase is Phase.PROMOTED if good else Phase.ROLLED_BACK
+    assert all((t.fallback, t.tenants) == (fallback, {"acme": pinned}) for t in world.routes.history("support")[1:])
+    assert world.versions() == ({1, 2, 9} if good else {1, 9})
 
 
 def test_slow_answers_and_unsure_answers_are_harm_too(tmp_path: Path) -> None:
