@@ -26,7 +26,9 @@ from services.errors import Response as RawResponse
 from services.feedback import take_feedback
 from services.gateway_docs import describe
 from services.gateway_front import Front
+from services.gateway_lifetime import opened
 from services.gateway_wiring import Gateway
+from services.observing import Observed
 from services.problems import problem, problem_for
 from services.schemas import FeedbackRequest, FeedbackResponse, Problem
 
@@ -37,18 +39,16 @@ SWITCH_S = 0.0005
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 422, 503)}
 
 
-def create_app(gateway: Gateway) -> Front:
-    """The whole application: hot paths in front, FastAPI behind. Its lifespan opens and closes the parts."""
+def create_app(gateway: Gateway) -> Observed:
+    """The whole application: watchers, hot paths, FastAPI behind. Its lifespan opens and closes the parts."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await gateway.upstreams.open()
-        await gateway.routes.start()
-        drain_on_sigterm(front.drain)
-        gc.collect()
-        gc.freeze()  # what exists now stays: no reason to look at it again in every collection
-        yield
-        await _close(gateway)
+        async with opened(gateway):
+            drain_on_sigterm(front.drain)
+            gc.collect()
+            gc.freeze()  # what exists now stays: no reason to look at it again in every collection
+            yield
 
     app = FastAPI(
         title="Leitstand gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -59,7 +59,7 @@ def create_app(gateway: Gateway) -> Front:
     _add_health(app, gateway, front)
     _answer_with_problems(app)
     app.openapi = lambda: describe(app)
-    return front
+    return Observed(front, lambda name: gateway.routes.table(name) is not None, *gateway.watchers)
 
 
 def serve(gateway: Gateway) -> None:
@@ -73,14 +73,6 @@ def serve(gateway: Gateway) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     sys.setswitchinterval(SWITCH_S)
     uvicorn.Server(config).run()
-
-
-async def _close(gateway: Gateway) -> None:
-    await gateway.inference.close()
-    await gateway.routes.stop()
-    await gateway.upstreams.close()
-    await asyncio.to_thread(gateway.recorder.close)
-    await asyncio.to_thread(gateway.inference_log.close)
 
 
 def _add_feedback(app: FastAPI, gateway: Gateway) -> None:

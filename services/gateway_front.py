@@ -12,17 +12,17 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import numpy as np
 import orjson
 import structlog
 from pydantic import ValidationError
 
 from leitstand import __version__
-from services.asgi import ClientGone, read_body, respond
+from services.asgi import EXCHANGE, ClientGone, read_body, respond
 from services.errors import JSON, HttpError, Response, not_found
 from services.exchange import Exchange, RawPayload, TextPayload
 from services.gateway_metrics import REFUSED
 from services.gateway_wiring import Gateway
+from services.predictions import predictions_of
 from services.problems import problem, problem_for, protocol_error
 from services.recent import RecentAnswer
 from services.request_ids import request_id_from
@@ -109,6 +109,7 @@ class Front:
                 payload=TextPayload(texts), path=f"/v2/models/{use_case}/infer",
                 deadline=arrived + self._deadline_s, arrived=arrived, headers=headers,
             )  # fmt: skip
+            scope[EXCHANGE] = exchange
             reply = await self._inference.run(exchange)
             if reply.status == OK:
                 labels = exchange.predictions().labels
@@ -162,6 +163,7 @@ class Front:
             path="/".join(parts), deadline=arrived + self._deadline_s, wanted_version=version, arrived=arrived,
             headers=headers,
         )  # fmt: skip
+        scope[EXCHANGE] = exchange
         try:
             reply = await self._inference.run(exchange)
         except Exception as error:  # the caller of this method needs the exchange too
@@ -242,38 +244,15 @@ def _as_it_came(reply: Reply) -> Response:
 
 
 def _predictions(exchange: Exchange, top_k: int) -> bytes:
-    made = exchange.predictions()
-    texts = zip(made.labels, made.scores, made.abstain, strict=True)
-    top = _top(made.probabilities, exchange.labels, top_k)
     return orjson.dumps(
         {
             "request_id": exchange.request_id,
             "use_case": exchange.use_case,
             "version": exchange.version,
             "route": exchange.route,
-            "predictions": [
-                {
-                    "label": label,
-                    "score": round(score, 6),
-                    "abstain": abstain,
-                    "top": top[index] if top else [{"label": label, "score": round(score, 6)}],
-                }
-                for index, (label, score, abstain) in enumerate(texts)
-            ],
+            "predictions": predictions_of(exchange, top_k),
         }
     )
-
-
-def _top(probabilities: np.ndarray | None, labels: tuple[str, ...], top_k: int) -> list[list[dict[str, Any]]]:
-    """The best labels per text; none when the model does not tell its labels."""
-    if probabilities is None or probabilities.shape[1] != len(labels):
-        return []
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    scores = np.take_along_axis(probabilities, best, axis=1).astype(float)
-    return [
-        [{"label": labels[i], "score": round(value, 6)} for i, value in zip(row, row_scores, strict=True)]
-        for row, row_scores in zip(best.tolist(), scores.tolist(), strict=True)
-    ]
 
 
 def _subject(headers: dict[bytes, bytes]) -> str:
