@@ -326,10 +326,18 @@ class LedgerEntry(_Record):
 
 
 class Target(_Record):
-    """One upstream of a route: a version and the base URL of the Bento that serves it."""
+    """One upstream of a route: a version, and the base URL of what serves it.
+
+    That is a model Bento, or any API that speaks OpenAI's chat protocol. Credentials never stand here.
+    """
 
     version: int
     url: str
+    kind: Literal["v2", "openai"] = Field(default="v2", description="v2: Open Inference Protocol")
+    model: str = Field(default="", max_length=200, description="the API's own name of the model; only for openai")
+    key: str = Field(
+        default="", pattern=r"^[a-z0-9_]{0,40}$", description="name of its API key in `chat.keys` of the settings"
+    )
 
 
 class TenantRoute(_Record):

@@ -15,7 +15,8 @@ def stored(table: RouteTable, expected: int) -> RouteTable:
     """`table` as revision ``expected + 1``.
 
     Raises:
-        ConfigurationError: A canary share without a canary, or an upstream URL that is not HTTP.
+        ConfigurationError: A canary share without a canary, an upstream URL that is not HTTP or holds credentials,
+            or targets that do not speak the same protocol.
     """
     if table.canary is None and table.canary_percent:
         raise ConfigurationError(
@@ -27,7 +28,30 @@ def stored(table: RouteTable, expected: int) -> RouteTable:
             raise ConfigurationError(
                 f"Routes of '{table.use_case}': '{target.url}' is no URL of an upstream", hint="write http://host:port"
             )
+        _check_protocol(table, target)
     return table.model_copy(update={"revision": expected + 1, "schema_version": SCHEMA_VERSION})
+
+
+def _check_protocol(table: RouteTable, target: Target) -> None:
+    where = f"Routes of '{table.use_case}'"
+    if target.kind != table.stable.kind:
+        raise ConfigurationError(
+            f"{where}: version {target.version} speaks {target.kind}, stable speaks {table.stable.kind}",
+            hint="an answer must be the same kind of answer, whoever gives it; use two use cases",
+        )
+    if target.kind == "v2" and not (target.model or target.key):
+        return
+    if target.kind == "v2" or not target.model:
+        raise ConfigurationError(
+            f"{where}: version {target.version} is of kind {target.kind} and names "
+            f"{'a model or key' if target.kind == 'v2' else 'no model'}",
+            hint="a model and a key belong to an OpenAI-compatible API: VERSION=openai+URL?model=NAME&key=NAME",
+        )
+    if any(sign in target.url for sign in "@?#"):
+        raise ConfigurationError(
+            f"{where}: the URL of version {target.version} holds more than host and path",
+            hint="keep credentials in the setting `chat.keys`, and name the key",
+        )
 
 
 def read_table(record: str | bytes, use_case: str) -> RouteTable:

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from governance.routes.opening import open_route_store
+from governance.routes.targets import read_target, write_target
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.settings import load_settings
@@ -39,7 +40,11 @@ def list_routes(as_json: bool = JSON) -> None:
 @app.command("set")
 def set_routes(
     name: str = NAME,
-    stable: str = typer.Option("", help="VERSION=URL that answers by default, like 7=http://127.0.0.1:3000"),
+    stable: str = typer.Option(
+        "",
+        help="VERSION=URL that answers by default, like 7=http://127.0.0.1:3000; an OpenAI-compatible API is "
+        "VERSION=openai+URL?model=NAME&key=NAME",
+    ),
     canary: str = typer.Option("", help="VERSION=URL that answers a share; `none` takes it away"),
     percent: float = typer.Option(-1.0, min=-1, max=100, help="Share of the canary, 0 to 100"),
     shadow: str = typer.Option("", help="VERSION=URL that computes unseen; `none` takes it away"),
@@ -58,10 +63,10 @@ def set_routes(
     before = store.read(name)
     changes: dict[str, Any] = {"changed_at": utc_now(), "actor": actor or _user(), "reason": reason}
     if stable:
-        changes["stable"] = _target(stable)
+        changes["stable"] = read_target(stable)
     for key, value in (("canary", canary), ("shadow", shadow), ("fallback", fallback)):
         if value:
-            changes[key] = None if value == "none" else _target(value)
+            changes[key] = None if value == "none" else read_target(value)
     for key, share in (("canary_percent", percent), ("shadow_percent", shadow_percent)):
         if share >= 0:
             changes[key] = share
@@ -87,24 +92,17 @@ def history(name: str = NAME, as_json: bool = JSON) -> None:
     _print(list(tables), as_json)
 
 
-def _target(text: str) -> Target:
-    version, separator, url = text.partition("=")
-    if not separator or not version.isdigit() or not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"'{text}' is no target", hint="write VERSION=URL, like 7=http://127.0.0.1:3000")
-    return Target(version=int(version), url=url.rstrip("/"))
-
-
 def _tenants(before: dict[str, TenantRoute], pins: list[str], fallbacks: list[str]) -> dict[str, TenantRoute]:
     after = dict(before)
     for name, value in map(_named, pins):
         after.pop(name, None)
         if value != "none":
             kept = before[name].fallback if name in before else None
-            after[name] = TenantRoute(target=_target(value), fallback=kept)
+            after[name] = TenantRoute(target=read_target(value), fallback=kept)
     for name, value in map(_named, fallbacks):
         if name not in after:
             raise ConfigurationError(f"Tenant '{name}' is not pinned", hint=f"add --tenant {name}=VERSION=URL")
-        after[name] = TenantRoute(target=after[name].target, fallback=None if value == "none" else _target(value))
+        after[name] = TenantRoute(target=after[name].target, fallback=None if value == "none" else read_target(value))
     return after
 
 
@@ -124,7 +122,7 @@ def _print(tables: list[RouteTable], as_json: bool) -> None:
 
 def _row(table: RouteTable) -> list[str]:
     def who(target: Target | None) -> str:
-        return f"{target.version}={target.url}" if target else "–"
+        return write_target(target) if target else "–"
 
     return [
         table.use_case, str(table.revision), who(table.stable), who(table.canary), f"{table.canary_percent:g} %",
