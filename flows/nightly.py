@@ -2,11 +2,11 @@
 
 Each check stands alone: one that cannot be made says so, and the others go on. The served version is asked directly,
 not through the gateway, so that texts of the golden set are not taken for traffic. What degraded raises an alert;
-everything is kept as a record below ``home/monitors/nightly/USE_CASE/``.
+everything is kept as a record below
+``home/monitors/nightly/USE_CASE/``, and a degradation is entered into the promotion ledger, with the record's digest.
 """
 
 import contextlib
-import json
 import shutil
 import tempfile
 import urllib.error
@@ -22,9 +22,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from flows.backup import back_up
 from flows.loop import Loop, serving_version
 from flows.rollout import gateway_urls
+from flows.served_version import ServedVersion, measure_behaviour
 from governance.input_store import open_input_store
-from leitstand.errors import BackendError, LeitstandError, NotFoundError, TransientBackendError
-from leitstand.files import write_text
+from leitstand.errors import BackendError, LeitstandError, NotFoundError
+from leitstand.files import digest_bytes, write_text
 from leitstand.types import EvaluationReport, ModelRef
 from leitstand.usecase import UseCase
 from monitors import sanity
@@ -32,10 +33,9 @@ from monitors.compaction import compact
 from monitors.sanity import Check
 from monitors.windows import iterate_window
 
-__all__ = ["NightlyRecord", "ask_version", "run_checks"]
+__all__ = ["NightlyRecord", "run_checks"]
 
-ASKED_AT_ONCE = 64
-TIMEOUT_S = 30
+ACTOR = "nightly checks"
 logger = structlog.get_logger()
 
 
@@ -69,6 +69,7 @@ def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord
     within = timedelta(days=settings.checks.expiry_days)
     plan: list[tuple[str, Callable[[], Check | Sequence[Check]]]] = [
         ("served version", lambda: _served(loop, use_case, version)),
+        ("bias and robustness", lambda: _behaviour(loop, use_case)),
         ("requests", lambda: _requests(loop, use_case, now)),
         ("feedback", lambda: _feedback(loop, use_case, now)),
         ("disk space", lambda: sanity.disk_space(shutil.disk_usage(loop.home).free, settings.checks.min_free_gb)),
@@ -83,7 +84,8 @@ def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord
         found = _guarded(title, make)
         checks += [found] if isinstance(found, Check) else found
     record = NightlyRecord(use_case=name, version=version, at=now, checks=tuple(checks), dropped_total=total)
-    write_text(folder / f"{now:%Y%m%dT%H%M%SZ}.json", record.model_dump_json(indent=1))
+    file = write_text(folder / f"{now:%Y%m%dT%H%M%SZ}.json", record.model_dump_json(indent=1))
+    _enter(loop, record, file)
     loop.alerts.report(sanity.changes(checks, name, now=now, runbooks=settings.alerts.runbooks))
     logger.info(
         "Nightly checks were made", use_case=name, degraded=[check.name for check in record.degraded],
@@ -92,29 +94,15 @@ def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord
     return record
 
 
-def ask_version(url: str, name: str, texts: Sequence[str]) -> list[str]:
-    """The labels that a Bento answers, over the Open Inference Protocol.
+def _enter(loop: Loop, record: NightlyRecord, file: Path) -> None:
+    """Puts a degradation into the ledger, beside the moves that may have caused it."""
+    if record.degraded and record.version is not None:
+        from models.ledger import open_ledger
 
-    Raises:
-        TransientBackendError: It does not answer, or not with a label per text.
-    """
-    labels: list[str] = []
-    for start in range(0, len(texts), ASKED_AT_ONCE):
-        chunk = list(texts[start : start + ASKED_AT_ONCE])
-        tensor = {"name": "text", "datatype": "BYTES", "shape": [len(chunk)], "data": chunk}
-        body = json.dumps({"inputs": [tensor], "outputs": [{"name": "label"}]}).encode()
-        request = urllib.request.Request(  # noqa: S310 -- the route table holds http URLs only
-            f"{url.rstrip('/')}/v2/models/{name}/infer", data=body, headers={"content-type": "application/json"}
+        why = "degraded: " + "; ".join(f"{check.name}: {check.text}" for check in record.degraded)
+        open_ledger(loop.adapters.settings).note(
+            record.use_case, record.version, actor=ACTOR, reason=why[:1000], evidence=digest_bytes(file.read_bytes())
         )
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-                outputs = json.loads(answer.read())["outputs"]
-            labels += next(output["data"] for output in outputs if output["name"] == "label")
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-            raise TransientBackendError(
-                f"{url} did not answer {len(chunk)} texts: {error}", hint="see `leitstand status`"
-            ) from error
-    return labels
 
 
 def _guarded(title: str, make: Callable[[], Check | Sequence[Check]]) -> Check | Sequence[Check]:
@@ -136,15 +124,31 @@ def _served(loop: Loop, use_case: UseCase, version: int | None) -> list[Check]:
     if version is None or table is None:
         return [sanity.skipped(each, "nothing serves the use case") for each in ("golden set", "canary prompts")]
     prompts, golden = use_case.nightly.prompts, load_golden(use_case)
-    said = ask_version(table.stable.url, use_case.name, [prompt.text for prompt in prompts]) if prompts else []
+    served = ServedVersion(table.stable.url, use_case.name)
+    said = served.answers([prompt.text for prompt in prompts])
     checks = [sanity.canary_prompts(prompts, said)]
     if golden is None:
         return [sanity.skipped("golden set", "the use case has none (data.golden)"), *checks]
     report = _evaluation(loop, use_case.name, version)
     metric = report.metric("accuracy", "golden") if report else None
-    answers = ask_version(table.stable.url, use_case.name, golden.texts)
-    tolerance = use_case.nightly.golden_tolerance
-    return [sanity.golden_accuracy(golden.labels, answers, metric.value if metric else None, tolerance), *checks]
+    answers, tolerance = served.answers(golden.texts), use_case.nightly.golden_tolerance
+    measured = metric.value if metric else None
+    return [sanity.golden_accuracy(golden.labels, answers, measured, tolerance), *checks]
+
+
+def _behaviour(loop: Loop, use_case: UseCase) -> Check:
+    """The gates on bias, robustness and personal data, once more, on what serves."""
+    from models.golden import load_golden
+
+    title, wanted = "bias and robustness", use_case.nightly.behaviour_texts
+    table, golden = loop.adapters.routes.read(use_case.name), load_golden(use_case)
+    if table is None:
+        return sanity.skipped(title, "nothing serves the use case")
+    if golden is None or not wanted:
+        missing = "nightly.behaviour_texts is 0" if golden else "the use case has no golden set (data.golden)"
+        return sanity.skipped(title, missing)
+    served = ServedVersion(table.stable.url, use_case.name)
+    return sanity.behaviour(use_case.gates, measure_behaviour(served, use_case, golden, texts=wanted))
 
 
 def _evaluation(loop: Loop, name: str, version: int) -> EvaluationReport | None:

@@ -19,6 +19,7 @@ from leitstand.specs.access import AccessSpec
 from leitstand.specs.audit import AuditSpec
 from leitstand.specs.base import Fraction, Spec
 from leitstand.specs.budgets import BudgetsSpec
+from leitstand.specs.chat import ChatSpec
 from leitstand.specs.guards import GuardsSpec
 from leitstand.specs.resilience import ResilienceSpec
 
@@ -404,6 +405,9 @@ class NightlySpec(Spec):
     golden_tolerance: Fraction = Field(
         default=0.01, description="accuracy on the golden set may be this far below what the version's gates measured"
     )
+    behaviour_texts: int = Field(
+        default=100, ge=0, description="golden texts per probe of bias and robustness, asked of what serves; 0: none"
+    )
     max_quiet: timedelta = Field(default=timedelta(days=1), description="time without a request before data is stale")
     max_feedback_age: timedelta | None = Field(
         default=None, description="time without feedback before it is stale; null: feedback is not expected"
@@ -437,6 +441,7 @@ class UseCase(Spec):
     guards: GuardsSpec = GuardsSpec()
     audit: AuditSpec = AuditSpec()
     resilience: ResilienceSpec = ResilienceSpec()
+    chat: ChatSpec = ChatSpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
 

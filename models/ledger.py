@@ -72,6 +72,12 @@ class SqliteLedger:
             connection.execute("DELETE FROM pending WHERE name = ? AND alias = ?", (name, alias))
         return entry
 
+    def note(self, name: str, version: int, *, actor: str, reason: str, evidence: str = "") -> LedgerEntry:
+        """Enters an observation about a version; no alias moves."""
+        return self.append(
+            name=name, alias="", version=version, previous=version, actor=actor, reason=reason, evidence=evidence
+        )  # fmt: skip
+
     def entries(self, name: str | None = None) -> Sequence[LedgerEntry]:
         query = "SELECT record FROM entries WHERE ?1 IS NULL OR name = ?1 ORDER BY sequence"
         with self._reading() as connection:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from leitstand.types import Alert, Severity
-from leitstand.usecase import PromptSpec
+from leitstand.types import Alert, Metric, Severity
+from leitstand.usecase import GateSpec, PromptSpec
 from monitors.alerts import AlertChange, make_alert
 
 __all__ = [
-    "Check", "canary_prompts", "changes", "disk_space", "dropped_rows", "expiry", "freshness", "golden_accuracy",
-    "skipped",
+    "Check", "behaviour", "canary_prompts", "changes", "disk_space", "dropped_rows", "expiry", "freshness",
+    "golden_accuracy", "skipped",
 ]  # fmt: skip
 
 GB = 1e9
@@ -79,6 +79,28 @@ def canary_prompts(prompts: Sequence[PromptSpec], answers: Sequence[str]) -> Che
     return _judged(name, bool(wrong), f"{text}: {shown}" if wrong else text)
 
 
+def behaviour(gates: Sequence[GateSpec], measured: Sequence[Metric]) -> Check:
+    """Whether what serves still passes the gates that were measured again.
+
+    A bound counts as broken when the whole confidence interval lies beyond it: fewer texts are asked every night than
+    were at the gate, and chance must not wake anybody.
+
+    Args:
+        gates: Of the use case; those on other metrics are left alone.
+        measured: The probes' metrics.
+    """
+    name = "bias and robustness"
+    found = {(metric.name, metric.slice): metric for metric in measured}
+    judged = [(gate, found[gate.metric, gate.slice]) for gate in gates if (gate.metric, gate.slice) in found]
+    known = [(gate, metric) for gate, metric in judged if metric.value is not None and metric.examples]
+    if not known:
+        return skipped(name, "no gate is on a metric that the probes measure")
+    broken = [(gate, metric) for gate, metric in known if _breaks(gate, metric)]
+    told = broken or known
+    text = "; ".join(f"{gate.name} {metric.value:.3f} ({_bound(gate)})" for gate, metric in told)
+    return _judged(name, bool(broken), f"{'beyond the bound: ' if broken else ''}{text}")
+
+
 def freshness(name: str, last: datetime | None, limit: timedelta | None, *, now: datetime) -> Check:
     """Whether something came lately. A time in the future counts as now, and is told."""
     if limit is None:
@@ -136,6 +158,17 @@ def changes(checks: Sequence[Check], use_case: str, *, now: datetime, runbooks: 
 
 def _judged(name: str, degraded: bool, text: str) -> Check:
     return Check(name, "degraded" if degraded else "ok", text)
+
+
+def _breaks(gate: GateSpec, metric: Metric) -> bool:
+    low = high = metric.value or 0.0
+    if metric.interval is not None:
+        low, high = metric.interval.low, metric.interval.high
+    return high < gate.floor if gate.floor is not None else low > (gate.ceiling or 0.0)
+
+
+def _bound(gate: GateSpec) -> str:
+    return f"floor {gate.floor:g}" if gate.floor is not None else f"ceiling {gate.ceiling:g}"
 
 
 def _span(span: timedelta) -> str:

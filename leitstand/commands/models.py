@@ -122,7 +122,7 @@ def rollback(
 
 @app.command()
 def history(name: str = NAME, as_json: bool = JSON) -> None:
-    """List every move of the model's aliases, oldest first."""
+    """List every move of the model's aliases and what was noted about versions, oldest first."""
     from models.ledger import open_ledger
 
     entries = open_ledger(load_settings()).entries(name)
@@ -131,7 +131,7 @@ def history(name: str = NAME, as_json: bool = JSON) -> None:
         return
     rows = [
         [
-            str(entry.sequence), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.alias,
+            str(entry.sequence), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.alias or "(note)",
             f"{_number(entry.previous)} → {_number(entry.version)}", entry.actor, entry.reason, entry.evidence[7:19],
         ]
         for entry in entries

@@ -101,7 +101,7 @@ class AliasMoves:
                     + ("was changed" if entry else "is gone"),
                     hint="restore the ledger from a backup",
                 )
-        for alias in {entry.alias for entry in entries.values()}:
+        for alias in {entry.alias for entry in entries.values() if entry.alias}:
             last = self._last(name, alias)
             holder = self._store.alias_holder(name, alias)
             if last and last.version != holder:

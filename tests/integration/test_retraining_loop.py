@@ -19,6 +19,7 @@ from flows.retraining import PlainSteps, notice_crashes, plan, retrain
 from flows.rollout import Controller
 from governance.input_store import open_input_store
 from leitstand.errors import IntegrityError, PermanentBackendError, PromotionRejected
+from leitstand.files import digest_bytes
 from leitstand.settings import ChecksSettings
 from leitstand.types import (
     EvaluationReport,
@@ -32,6 +33,7 @@ from leitstand.types import (
     Snapshot,
 )
 from leitstand.usecase import FeedbackSpec, UseCase
+from models.ledger import open_ledger
 from monitors.health import Health
 from monitors.retrainings import Retraining
 from monitors.rollout_rules import Phase
@@ -254,6 +256,10 @@ def test_nightly_checks_keep_a_record_and_tell_what_degraded(scene: Scene, tmp_p
     assert "requests" in scene.troubles["tiny/sanity-check-failed"]
     (kept,) = (scene.world.loop.home / "monitors" / "nightly" / "tiny").glob("*.json")
     assert json.loads(kept.read_text())["use_case"] == "tiny"
+    (note,) = open_ledger(scene.world.adapters.settings).entries("tiny")[-1:]
+    assert (note.alias, note.version, note.actor) == ("", 1, "nightly checks")
+    assert "requests" in note.reason and note.evidence == digest_bytes(kept.read_bytes())
+    scene.world.adapters.registry.verify_moves("tiny")
 
 
 def test_a_backup_restores_the_state_and_a_damaged_one_is_refused(scene: Scene, tmp_path: Path) -> None:

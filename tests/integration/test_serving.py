@@ -17,7 +17,11 @@ import pytest
 import uvicorn
 import yaml
 
+from flows.served_version import ServedVersion, measure_behaviour
+from leitstand.errors import TransientBackendError
+from leitstand.usecase import CounterfactualSpec, EvaluationSpec, load
 from models.bento_manifest import ServingManifest
+from models.golden import Golden
 from models.loading import Classifier, open_classifier
 from services.batching import Batcher
 from services.protocol import FrontDoor, Protocol
@@ -82,6 +86,26 @@ def url(classifier: Classifier) -> Iterator[str]:
 def infer(url: str, *texts: str, path: str = "support") -> httpx.Response:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
     return httpx.post(f"{url}/v2/models/{path}/infer", json={"inputs": [tensor]}, timeout=30)
+
+
+def test_what_serves_is_asked_and_probed_like_a_model_in_memory(url: str, classifier: Classifier) -> None:
+    served = ServedVersion(url, "support")
+    names = list(classifier.config.labels)
+    assert served.labels == tuple(names)
+    many = TEXTS * 40
+    mine, said = classifier.predict(many), served.predict(many)
+    assert np.allclose(said.probabilities, mine.probabilities, atol=1e-4)
+    assert (said.abstain == mine.abstain).all()
+    assert served.answers(many) == [names[row.argmax()] for row in np.asarray(mine.probabilities)]
+    groups = {"women": ("Ann Hill", "Eva Stone"), "men": ("Bob Hill", "Tom Stone")}
+    spec = CounterfactualSpec(templates=("I am {person}. {text}",), groups=groups)
+    support = load(Path("usecases/support/usecase.yaml"))
+    case = support.model_copy(update={"evaluation": EvaluationSpec(counterfactuals=spec)})
+    found = measure_behaviour(served, case, Golden(TEXTS, [names[0]] * len(TEXTS)), texts=10)
+    names_found = {(metric.name, metric.slice) for metric in found}
+    assert {("counterfactual_bias", None), ("robustness_flip_rate", None), ("accuracy", "pii")} <= names_found
+    with pytest.raises(TransientBackendError, match="did not answer"):
+        ServedVersion(url, "another").answers(TEXTS)
 
 
 def test_answers_are_those_of_the_classifier(url: str, classifier: Classifier) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from flows.automations import definition, wanted
 from flows.loop_events import DRIFT, QUALITY, ROLLBACK, events_of
-from leitstand.types import Action, Decision, DriftReport, Finding
-from leitstand.usecase import PromptSpec
+from leitstand.types import Action, Decision, DriftReport, Finding, Interval, Metric
+from leitstand.usecase import GateSpec, PromptSpec
 from monitors import sanity
 from monitors.sanity import Check
 
@@ -33,6 +33,30 @@ def test_wrong_canary_answers_are_shown() -> None:
     assert said.outcome == "degraded"
     assert "'fees', not 'cash'" in said.text
     assert sanity.canary_prompts([], []).outcome == "skipped"
+
+
+def measured(low: float, value: float, high: float, examples: int = 100) -> list[Metric]:
+    return [
+        Metric(name="counterfactual_bias", value=value, examples=examples, interval=Interval(low=low, high=high)),
+        Metric(name="accuracy", slice="pii", value=value, examples=examples),
+    ]
+
+
+def test_a_gate_is_broken_at_night_only_when_chance_cannot_explain_it() -> None:
+    gates = [GateSpec(metric="counterfactual_bias", ceiling=0.04), GateSpec(metric="latency_p99_ms", ceiling=1)]
+    assert sanity.behaviour(gates, measured(0.01, 0.05, 0.09)).outcome == "ok"
+    broken = sanity.behaviour(gates, measured(0.05, 0.06, 0.07))
+    assert (broken.outcome, "counterfactual_bias 0.060 (ceiling 0.04)" in broken.text) == ("degraded", True)
+    floors = [GateSpec(metric="accuracy", slice="pii", floor=0.8)]
+    assert sanity.behaviour(floors, measured(0, 0.7, 1)).outcome == "degraded", "without an interval the value counts"
+    assert sanity.behaviour(floors, measured(0, 0.8, 1)).outcome == "ok"
+
+
+def test_gates_that_were_not_measured_are_skipped_not_passed() -> None:
+    assert sanity.behaviour([GateSpec(metric="accuracy", floor=0.8)], measured(0, 0, 0)).outcome == "skipped"
+    assert sanity.behaviour([GateSpec(metric="counterfactual_bias", ceiling=1)], []).outcome == "skipped"
+    none = measured(0, 0, 0, examples=0)
+    assert sanity.behaviour([GateSpec(metric="counterfactual_bias", ceiling=1)], none).outcome == "skipped"
 
 
 @pytest.mark.parametrize(
