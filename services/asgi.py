@@ -5,7 +5,10 @@ from typing import Any
 
 from services.errors import Response, bad_request, too_large
 
-__all__ = ["ClientGone", "read_body", "respond"]
+__all__ = ["EXCHANGE", "ClientGone", "read_body", "respond"]
+
+EXCHANGE = "leitstand.exchange"
+"""Where a scope holds the request's `services.exchange.Exchange`, for the layers outside."""
 
 
 class ClientGone(Exception):

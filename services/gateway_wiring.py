@@ -13,6 +13,7 @@ from leitstand.ports import FeedbackLog, InferenceLog
 from leitstand.settings import GatewaySettings, Settings
 from leitstand.usecase import find, load
 from services.inference import Inference
+from services.observing import Watcher
 from services.policies import Policies
 from services.recent import RecentRequests
 from services.recording import Recorder
@@ -36,6 +37,7 @@ class Gateway:
     inference: Inference
     takes_new_labels: Callable[[str], bool]
     recent: RecentRequests = field(default_factory=RecentRequests)
+    watchers: tuple[Watcher, ...] = ()
 
 
 def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
