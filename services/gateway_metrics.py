@@ -4,6 +4,7 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 
 __all__ = [
     "AUTHENTICATED",
+    "AUTHENTICATED",
     "BREAKER_OPENED",
     "BREAKER_STATE",
     "COST",
@@ -111,6 +112,11 @@ DOUBT = Summary("gateway_doubt", "1 - score of each answered text, shadows inclu
 IN_FLIGHT = Gauge("gateway_requests_in_flight", "Requests being answered")
 STORE_UP = Gauge("gateway_route_store_up", "1 when the route tables could be read at the last attempt")
 REVISION = Gauge("gateway_route_revision", "Revision of the route table in use", ["use_case"])
+AUTHENTICATED = Counter(
+    "gateway_authentications_total",
+    "Credentials by kind (jwt, api-key, none) and outcome: accepted, refused (none that counts)",
+    ["method", "outcome"],
+)
 AUTHENTICATED = Counter(
     "gateway_authentications_total",
     "Credentials by kind (jwt, api-key, none) and outcome: accepted, refused (none that counts)",
