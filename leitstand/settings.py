@@ -9,9 +9,19 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from leitstand.errors import ConfigurationError
@@ -21,6 +31,8 @@ __all__ = [
     "AlertSettings",
     "BlobSettings",
     "BudgetSettings",
+    "ChatKey",
+    "ChatSettings",
     "ChecksSettings",
     "GatewaySettings",
     "JobSettings",
@@ -318,6 +330,38 @@ class BudgetSettings(_Group):
     )
 
 
+class ChatKey(_Group):
+    """The API key of one provider, and the only place that it is sent to."""
+
+    url: str = Field(pattern=r"^https?://[^/?#@\\]+$", description="origin it is sent to, like https://api.example")
+    value: SecretStr
+
+    @field_validator("value")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr) -> SecretStr:
+        if not all(0x21 <= ord(sign) < 0x7F for sign in value.get_secret_value()):  # noqa: PLR2004 -- visible ASCII
+            raise ValueError("an API key has visible ASCII characters only")
+        return value
+
+    @model_validator(mode="after")
+    def _not_in_the_clear(self) -> Self:
+        host = urlsplit(self.url).hostname or ""
+        if self.url.startswith("http://") and host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError("url must be https:// unless it is loopback, or the key travels in the clear")
+        return self
+
+
+class ChatSettings(_Group):
+    """OpenAI-compatible APIs behind the gateway, and how long it waits for what they write."""
+
+    keys: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")], ChatKey] = Field(
+        default_factory=dict, description="API keys by the name that route tables use"
+    )
+    deadline_s: float = Field(default=120.0, gt=0, description="time that a whole answer gets")
+    idle_s: float = Field(default=20.0, gt=0, description="time between two pieces of a stream, at most")
+    max_answer_bytes: int = Field(default=2**20, ge=1024, description="text of one answer; a longer one is cut off")
+
+
 class SmtpSettings(_Group):
     """The mail server that alerts are handed to, and who gets them."""
 
@@ -424,6 +468,7 @@ class Settings(BaseSettings):
     tls: TlsSettings = TlsSettings()
     jobs: JobSettings = JobSettings()
     budgets: BudgetSettings = BudgetSettings()
+    chat: ChatSettings = ChatSettings()
     alerts: AlertSettings = AlertSettings()
     checks: ChecksSettings = ChecksSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()

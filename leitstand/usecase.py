@@ -20,6 +20,7 @@ from leitstand.specs.audit import AuditSpec
 from leitstand.specs.base import Fraction, Spec
 from leitstand.specs.budgets import BudgetsSpec
 from leitstand.specs.chat import ChatSpec
+from leitstand.specs.chat import ChatSpec
 from leitstand.specs.guards import GuardsSpec
 from leitstand.specs.resilience import ResilienceSpec
 
@@ -441,6 +442,7 @@ class UseCase(Spec):
     guards: GuardsSpec = GuardsSpec()
     audit: AuditSpec = AuditSpec()
     resilience: ResilienceSpec = ResilienceSpec()
+    chat: ChatSpec = ChatSpec()
     chat: ChatSpec = ChatSpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
