@@ -1,10 +1,12 @@
 # Two commands for a fresh machine: `make run` and `make test`. Everything is installed into ./.venv.
-# PYTHON picks the interpreter; TORCH the build, for a GPU for example `make install TORCH=torch==2.13.0`.
+# PYTHON picks the interpreter; TORCH the build, for a GPU for example `make install TORCH=torch==2.13.0`;
+# WORKERS how many test files run at once.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PROFILE ?= quick
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
@@ -51,7 +53,7 @@ $(DEV): $(INSTALLED)
 
 test: $(DEV)  ## Run every check and every test
 	$(MAKE) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(DEV)  ## Lint, types, import contracts, spelling
 	$(BIN)/ruff check .
