@@ -1,0 +1,61 @@
+"""Rules that need the whole text: length, language, claims without support, a missing disclaimer."""
+
+from collections.abc import Iterable
+
+from governance.guards.linear import Linear
+from governance.guards.text import normalise
+from leitstand.specs.guards import ClaimsRule, DisclaimerRule, LanguageRule, LengthRule
+
+__all__ = ["language_reason", "length_reason", "misses", "unsupported_claims", "words_of"]
+
+MAX_JUDGED = 50_000
+_WORD = Linear(r"[a-z][a-z0-9_']{3,40}")
+_SENTENCE = Linear(r"[^.!?\n]+")
+
+
+def length_reason(rule: LengthRule, text: str) -> str:
+    """The reason code, or empty when the length is as it should be."""
+    if len(text) > rule.max_chars:
+        return "length.too_long"
+    return "length.too_short" if len(text) < rule.min_chars else ""
+
+
+def language_reason(rule: LanguageRule, text: str) -> str:
+    """The reason code, or empty when the language is expected or cannot be told.
+
+    Raises:
+        MissingExtraError: lingua is not installed.
+    """
+    from governance.language import detect  # noqa: PLC0415 -- 260 MB of models, only where a rule asks
+
+    found = detect([text[:MAX_JUDGED]], rule.languages)[0]
+    return "language.unexpected" if found is not None and found not in rule.languages else ""
+
+
+def words_of(texts: Iterable[str]) -> frozenset[bytes]:
+    """The words of four letters and more, cut to six: an inflected form supports another."""
+    return frozenset(word[:6] for text in texts for word in _WORD.found(normalise(text).data.lower()))
+
+
+def unsupported_claims(rule: ClaimsRule, answer: str, support: frozenset[bytes]) -> int:
+    """Sentences of `answer` too few of whose words are in `support`."""
+    data = normalise(answer[:MAX_JUDGED]).data.lower()
+    count = 0
+    for sentence in _SENTENCE.found(data):
+        words = [word[:6] for word in _WORD.found(sentence)]
+        if len(words) >= rule.min_words:
+            count += sum(word in support for word in words) < rule.min_support * len(words)
+    return count
+
+
+def misses(rule: DisclaimerRule, answer: str) -> bool:
+    """Whether the answer lacks a disclaimer that it needs."""
+    folded = _plain(answer)
+    if rule.when and not any(f" {_plain(phrase)} " in f" {folded} " for phrase in rule.when):
+        return False
+    return _plain(rule.text) not in folded
+
+
+def _plain(text: str) -> str:
+    letters = "".join(letter if letter.isalnum() else " " for letter in normalise(text).data.decode().lower())
+    return " ".join(letters.split())
