@@ -29,6 +29,7 @@ from leitstand.errors import ConfigurationError
 __all__ = [
     "AccessSettings",
     "AlertSettings",
+    "AuditSettings",
     "BlobSettings",
     "BudgetSettings",
     "ChatKey",
@@ -330,6 +331,39 @@ class BudgetSettings(_Group):
     )
 
 
+class AuditSettings(_Group):
+    """The audit trail: how durable it is, where it lies, how long it is kept, and where its heads are anchored."""
+
+    mode: Literal["strict", "relaxed", "off"] = Field(
+        default="strict",
+        description="strict: no answer leaves before its record is on disk; relaxed: written within `flush_s`; a use "
+        "case may say otherwise",
+    )
+    folder: str = Field(default="", description="where the trail lies; empty: a folder below `home`")
+    master_key: SecretStr | None = Field(
+        default=None, description="32 bytes in base64 that wrap the data keys; without one, a key file beside the trail"
+    )
+    signing_key: SecretStr | None = Field(
+        default=None,
+        description="Ed25519 private key (PEM) that signs heads; without one, a key file beside the trail",
+    )
+    flush_s: float = Field(default=0.5, gt=0, le=60, description="within which relaxed records are written")
+    max_waiting: int = Field(
+        default=10_000, ge=1, description="records that may wait for the disk; strict ones beyond are answered 503, "
+        "relaxed ones counted as lost, also in the trail"
+    )  # fmt: skip
+    segment_bytes: int = Field(default=64 * 2**20, ge=4096, description="size at which a new file is begun")
+    retention_days: int = Field(
+        default=183, ge=1, description="days that records are kept; `leitstand audit prune` never removes younger ones"
+    )
+    anchors: str = Field(
+        default="", description="where signed heads are anchored: a folder on another host, or s3://BUCKET/PREFIX"
+    )
+    anchor_lock: Literal["compliance", "governance", "off"] = Field(
+        default="compliance", description="S3 object lock of anchors, for `retention_days`; off: none"
+    )
+
+
 class ChatKey(_Group):
     """The API key of one provider, and the only place that it is sent to."""
 
@@ -469,6 +503,7 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     budgets: BudgetSettings = BudgetSettings()
     chat: ChatSettings = ChatSettings()
+    audit: AuditSettings = AuditSettings()
     alerts: AlertSettings = AlertSettings()
     checks: ChecksSettings = ChecksSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
