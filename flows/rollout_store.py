@@ -6,18 +6,17 @@ revision. Safe with threads and processes.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from leitstand.errors import ConflictError, NotFoundError, PermanentBackendError, TransientBackendError
+from leitstand.errors import ConflictError, NotFoundError
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile
 from monitors.rollout_rules import Command, Request, Rollout
 
 __all__ = ["RolloutStore", "open_rollout_store"]
 
-BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS revisions (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, rollout_id TEXT NOT NULL, use_case TEXT NOT NULL,
@@ -46,7 +45,7 @@ class RolloutStore:
     """Rollouts in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = StateFile(path, SCHEMA)
 
     def begin(self, draft: Rollout) -> Rollout:
         """Stores a new rollout under the next number of its use case; its `rollout_id` is given here.
@@ -54,7 +53,7 @@ class RolloutStore:
         Raises:
             ConflictError: Another rollout of the use case is not finished; the message names it.
         """
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             last = self._one(connection, "use_case = ?", draft.use_case)
             _refuse_unfinished(last)
             number = int(last.rollout_id.rsplit("-r", 1)[1]) + 1 if last else 1
@@ -66,7 +65,7 @@ class RolloutStore:
         Raises:
             ConflictError: Somebody else wrote a revision meanwhile; nothing was stored.
         """
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             return self._insert(connection, after)
 
     def get(self, rollout_id: str) -> Rollout:
@@ -75,7 +74,7 @@ class RolloutStore:
         Raises:
             NotFoundError: There is no such rollout.
         """
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             found = self._one(connection, "rollout_id = ?", rollout_id)
         if found is None:
             raise NotFoundError(f"There is no rollout '{rollout_id}'", hint="see `leitstand rollout status`")
@@ -83,7 +82,7 @@ class RolloutStore:
 
     def latest(self, use_case: str) -> Rollout | None:
         """The present state of the use case's newest rollout, finished or not."""
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             return self._one(connection, "use_case = ?", use_case)
 
     def running(self, use_case: str) -> Rollout | None:
@@ -97,7 +96,7 @@ class RolloutStore:
 
     def use_cases(self) -> Sequence[str]:
         """Use cases that ever had a rollout, sorted."""
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute("SELECT DISTINCT use_case FROM revisions ORDER BY use_case").fetchall()
         return [name for (name,) in rows]
 
@@ -107,7 +106,7 @@ class RolloutStore:
 
     def history(self, rollout_id: str) -> Sequence[Rollout]:
         """Every revision, oldest first."""
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute(
                 "SELECT record FROM revisions WHERE rollout_id = ? ORDER BY revision", (rollout_id,)
             ).fetchall()
@@ -115,7 +114,7 @@ class RolloutStore:
 
     def ask(self, rollout_id: str, command: Command, *, actor: str, reason: str, at: datetime) -> Request:
         """Records what a person wants; the controller obeys at its next look."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO requests (rollout_id, command, actor, reason, at) VALUES (?, ?, ?, ?, ?)",
                 (rollout_id, command, actor, reason, at.isoformat()),
@@ -124,7 +123,7 @@ class RolloutStore:
 
     def requests(self, rollout: Rollout) -> Sequence[Request]:
         """What was asked and not looked at yet, oldest first."""
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute(
                 "SELECT number, command, actor, reason, at FROM requests WHERE rollout_id = ? AND number > ? "
                 "ORDER BY number",
@@ -134,12 +133,12 @@ class RolloutStore:
 
     def keep_evidence(self, rollout_id: str, record: str) -> None:
         """Replaces the evidence gathered so far (JSON)."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO evidence VALUES (?, ?)", (rollout_id, record))
 
     def evidence(self, rollout_id: str) -> str | None:
         """The evidence gathered so far, or None."""
-        with self._connection() as connection:
+        with self._file.reading() as connection:
             row = connection.execute("SELECT record FROM evidence WHERE rollout_id = ?", (rollout_id,)).fetchone()
         return row[0] if row else None
 
@@ -160,35 +159,6 @@ class RolloutStore:
     def _one(self, connection: sqlite3.Connection, where: str, value: str) -> Rollout | None:
         row = connection.execute(LATEST.format(where), (value,)).fetchone()
         return Rollout.model_validate_json(row[0]) if row else None
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one call: a controller looks once a second, so opening costs nothing that counts."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.executescript(SCHEMA)
-                yield connection
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise TransientBackendError(f"{self._path} is busy: {error}") from error
-            raise PermanentBackendError(
-                f"{self._path} cannot be used: {error}", hint="check disk space and rights"
-            ) from error
 
 
 def _refuse_unfinished(last: Rollout | None) -> None:

@@ -5,21 +5,18 @@ inference log later than the person's click. `effective` is pure and does not de
 Safe with threads and processes.
 """
 
-import sqlite3
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from leitstand.errors import ConflictError, IntegrityError, PermanentBackendError, TransientBackendError
+from leitstand.errors import ConflictError
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile, micros
 from leitstand.types import Feedback
 
 __all__ = ["SqliteFeedbackLog", "effective", "open_feedback_log"]
 
-BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS feedback (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, feedback_id TEXT NOT NULL UNIQUE, use_case TEXT NOT NULL,
@@ -86,8 +83,7 @@ class SqliteFeedbackLog:
     """`FeedbackLog` in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
+        self._file = StateFile(path, SCHEMA)
 
     def record(self, feedback: Feedback) -> bool:
         """Durable when it returns; False when this id was recorded before.
@@ -97,10 +93,10 @@ class SqliteFeedbackLog:
             TransientBackendError: Another process held the file for half a minute.
         """
         values = (
-            feedback.feedback_id, feedback.use_case, _micros(feedback.at), feedback.model_dump_json(),
+            feedback.feedback_id, feedback.use_case, micros(feedback.at), feedback.model_dump_json(),
         )  # fmt: skip
         statement = "INSERT OR IGNORE INTO feedback (feedback_id, use_case, at_us, record) VALUES (?, ?, ?, ?)"
-        with self._connected() as connection:
+        with self._file.transaction() as connection:
             if connection.execute(statement, values).rowcount:
                 return True
             (known,) = connection.execute(
@@ -116,42 +112,10 @@ class SqliteFeedbackLog:
     def entries(self, use_case: str, *, since: datetime | None = None) -> Sequence[Feedback]:
         """In the order of recording; `since` compares with the feedback's own time and is inclusive."""
         query = "SELECT record FROM feedback WHERE use_case = ? AND at_us >= ? ORDER BY sequence"
-        with self._connected() as connection:
-            rows = connection.execute(query, (use_case, _micros(since) if since else -(2**63))).fetchall()
+        with self._file.reading() as connection:
+            rows = connection.execute(query, (use_case, micros(since) if since else -(2**63))).fetchall()
         return [Feedback.model_validate_json(record) for (record,) in rows]
 
     def close(self) -> None:
         """Closes this thread's connection; the next call opens another."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise TransientBackendError(f"{self._path} is busy: {error}") from error
-            raise PermanentBackendError(
-                f"{self._path} cannot be used: {error}", hint="check disk space and rights"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise IntegrityError(f"{self._path} is damaged: {error}", hint="restore it from a backup") from error
-
-    def _connection(self) -> sqlite3.Connection:
-        """One connection per thread, opened when first used; every statement commits by itself."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(SCHEMA)
-            self._local.connection = connection
-        return connection
-
-
-def _micros(at: datetime) -> int:
-    return round(at.timestamp() * 1_000_000)
+        self._file.close()

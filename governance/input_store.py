@@ -9,27 +9,20 @@ Calls wait for a disk: make them on a thread. Safe with threads and processes.
 """
 
 import os
-import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from leitstand.errors import (
-    ConfigurationError,
-    IntegrityError,
-    MissingExtraError,
-    PermanentBackendError,
-    TransientBackendError,
-)
+from leitstand.errors import ConfigurationError, IntegrityError, MissingExtraError
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile, micros
 
 __all__ = ["InputStore", "KeptTexts", "open_input_store"]
 
-BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS texts (
     use_case TEXT NOT NULL, request_id TEXT NOT NULL, position INTEGER NOT NULL, subject TEXT NOT NULL,
@@ -77,7 +70,7 @@ class InputStore:
         self._folder = folder
         self._path = folder / "texts.db"
         self._keep = timedelta(days=keep_days)
-        self._local = threading.local()
+        self._file = StateFile(self._path, SCHEMA, private=True)
         self._cipher = _cipher(key or _own_key(folder)) if keep_days else None
 
     @property
@@ -99,14 +92,14 @@ class InputStore:
                 each.request_id,
                 position,
                 each.subject,
-                _micros(each.at),
+                micros(each.at),
                 self._cipher.encrypt(text.encode()),
             )
             for each in requests
             for position, text in enumerate(each.texts)
         ]
         keys = [(each.use_case, each.request_id) for each in requests]
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.executemany("DELETE FROM texts WHERE use_case = ? AND request_id = ?", keys)
             connection.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?, ?, ?, ?, ?)", rows)
 
@@ -119,7 +112,7 @@ class InputStore:
         if self._cipher is None or not self._path.exists():
             return []
         query = "SELECT token FROM texts WHERE use_case = ? AND request_id = ? ORDER BY position"
-        with self._connected() as connection:
+        with self._file.reading() as connection:
             tokens = connection.execute(query, (use_case, request_id)).fetchall()
         return [self._decrypt(self._cipher, token, request_id) for (token,) in tokens]
 
@@ -127,7 +120,7 @@ class InputStore:
         """Erases what is older than the retention (everything when off) and returns the number of texts."""
         if not self._path.exists():
             return 0
-        limit = _micros(now - self._keep) if self._keep else 2**63 - 1
+        limit = micros(now - self._keep) if self._keep else 2**63 - 1
         return self._erase("at_us < ?", limit)
 
     def erase(self, subject: str) -> int:
@@ -138,15 +131,12 @@ class InputStore:
 
     def close(self) -> None:
         """Closes this thread's connection; the next call opens another."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        self._file.close()
 
     def _erase(self, condition: str, value: Any) -> int:
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             count = connection.execute(f"DELETE FROM texts WHERE {condition}", (value,)).rowcount  # noqa: S608
-        with self._connected() as connection:
+        with self._file.reading() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return count
 
@@ -160,43 +150,6 @@ class InputStore:
                 f"The texts of request '{request_id}' cannot be decrypted",
                 hint=f"set the key they were written with: monitoring.texts_key, or {self._folder / 'key'}",
             ) from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connection()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise TransientBackendError(f"{self._path} is busy: {error}") from error
-            raise PermanentBackendError(
-                f"{self._path} cannot be used: {error}", hint="check disk space and rights"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise IntegrityError(f"{self._path} is damaged: {error}", hint="restore it from a backup") from error
-
-    def _connection(self) -> sqlite3.Connection:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")
-            connection.executescript(SCHEMA)
-            self._local.connection = connection
-        return connection
 
 
 def _cipher(key: bytes) -> Any:
@@ -238,7 +191,3 @@ def _own_key(folder: Path) -> bytes:
         finally:
             draft.unlink()
     return path.read_bytes()
-
-
-def _micros(at: datetime) -> int:
-    return round(at.timestamp() * 1_000_000)

@@ -4,11 +4,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from leitstand.errors import IntegrityError, PermanentBackendError, TransientBackendError
 
-__all__ = ["StateFile"]
+__all__ = ["StateFile", "micros"]
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -19,11 +20,16 @@ class StateFile:
     Args:
         path: Of the file; its folder is created.
         schema: Statements that create what is missing.
+        private: The folder is for its owner only, and what is deleted is overwritten with zeros.
+        damaged_text: Text that is not UTF-8 is read with replacement characters instead of being an error, for a
+            store that recognises damage itself and can say where.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path, schema: str, *, private: bool = False, damaged_text: bool = False) -> None:
         self.path = path
         self._schema = schema
+        self._private = private
+        self._damaged_text = damaged_text
         self._local = threading.local()
 
     @contextmanager
@@ -66,10 +72,14 @@ class StateFile:
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700 if self._private else 0o777, parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            if self._private:
+                connection.execute("PRAGMA secure_delete = ON")
+            if self._damaged_text:
+                connection.text_factory = lambda raw: raw.decode(errors="replace")
             connection.executescript(self._schema)
             self._local.connection = connection
         return connection
@@ -85,3 +95,8 @@ class StateFile:
             raise PermanentBackendError(f"{self.path} cannot be used: {error}", hint=hint) from error
         except sqlite3.DatabaseError as error:
             raise IntegrityError(f"{self.path} is damaged: {error}", hint="restore it from a backup") from error
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since 1970, UTC: how stores keep moments that they compare."""
+    return round(at.timestamp() * 1_000_000)

@@ -9,21 +9,19 @@ entry afterwards; `models.registry.moves` drives that. Safe with threads and pro
 """
 
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from leitstand.errors import IntegrityError, PermanentBackendError, TransientBackendError
+from leitstand.errors import IntegrityError
 from leitstand.files import digest_json
 from leitstand.settings import Settings
+from leitstand.state_file import StateFile
 from leitstand.types import LedgerEntry, utc_now
 
 __all__ = ["SqliteLedger", "entry_hash", "open_ledger"]
 
 GENESIS = "sha256:" + "0" * 64
-BUSY_TIMEOUT_S = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, alias TEXT NOT NULL, record TEXT NOT NULL
@@ -51,14 +49,13 @@ class SqliteLedger:
     """`PromotionLedger` in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
+        self._file = StateFile(path, SCHEMA, damaged_text=True)  # damage shows as a wrong hash, with its sequence
 
     def append(
         self, *, name: str, alias: str, version: int | None, previous: int | None, actor: str, reason: str,
         evidence: str = "", at: datetime | None = None,
     ) -> LedgerEntry:  # fmt: skip
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             last = self._last(connection)
             draft = LedgerEntry(
                 sequence=last.sequence + 1 if last else 1, at=at or utc_now(), name=name, alias=alias,
@@ -80,7 +77,7 @@ class SqliteLedger:
 
     def entries(self, name: str | None = None) -> Sequence[LedgerEntry]:
         query = "SELECT record FROM entries WHERE ?1 IS NULL OR name = ?1 ORDER BY sequence"
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute(query, (name,)).fetchall()
         return [LedgerEntry.model_validate_json(record) for (record,) in rows]
 
@@ -89,7 +86,7 @@ class SqliteLedger:
         return moves[-1].version if moves else None
 
     def verify(self) -> int:
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute("SELECT sequence, name, alias, record FROM entries ORDER BY sequence").fetchall()
             given = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'entries'").fetchone()
         previous = GENESIS
@@ -110,7 +107,7 @@ class SqliteLedger:
 
     def intend(self, entry: LedgerEntry) -> None:
         """Records a move before it is made; `append` for the same alias, or `forget`, clears it."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM pending WHERE name = ? AND alias = ?", (entry.name, entry.alias))
             connection.execute(
                 "INSERT INTO pending VALUES (?, ?, ?)", (entry.name, entry.alias, entry.model_dump_json())
@@ -118,57 +115,22 @@ class SqliteLedger:
 
     def pending(self) -> Sequence[LedgerEntry]:
         """Moves that were begun and not finished; `sequence` and `hash` of these mean nothing."""
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             rows = connection.execute("SELECT record FROM pending").fetchall()
         return [LedgerEntry.model_validate_json(record) for (record,) in rows]
 
     def forget(self, name: str, alias: str) -> None:
         """Drops the intent to move `alias`."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM pending WHERE name = ? AND alias = ?", (name, alias))
 
     def _last(self, connection: sqlite3.Connection) -> LedgerEntry | None:
         row = connection.execute("SELECT record FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
         return LedgerEntry.model_validate_json(row[0]) if row else None
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with _translated(self._path):
-            yield self._connection()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Holds the write lock from the first read on, so that two processes cannot extend the same head."""
-        with _translated(self._path):
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-
-    def _connection(self) -> sqlite3.Connection:
-        """One connection per thread, opened when first used."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            connection.text_factory = lambda raw: raw.decode(errors="replace")  # damage shows as a wrong hash
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.executescript(SCHEMA)
-            self._local.connection = connection
-        return connection
-
     def close(self) -> None:
         """Closes this thread's connection; the next call opens another."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        self._file.close()
 
 
 def _read(record: str, position: int) -> LedgerEntry:
@@ -183,15 +145,3 @@ def _broken(sequence: int, what: str) -> IntegrityError:
         f"Promotion ledger: entry {sequence} is the first that does not hold: {what}",
         hint="restore the ledger from a backup, and find out who wrote to the file",
     )
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "locked" in str(error) or "busy" in str(error):
-            raise TransientBackendError(f"{path} is busy: {error}") from error
-        raise PermanentBackendError(f"{path} cannot be used: {error}", hint="check disk space and rights") from error
-    except sqlite3.DatabaseError as error:
-        raise IntegrityError(f"{path} is damaged: {error}", hint="restore the ledger from a backup") from error
