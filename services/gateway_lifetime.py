@@ -22,3 +22,5 @@ async def opened(gateway: Gateway) -> AsyncIterator[None]:
         await gateway.upstreams.close()
         await asyncio.to_thread(gateway.recorder.close)
         await asyncio.to_thread(gateway.inference_log.close)
+        for watcher in gateway.watchers:
+            await asyncio.to_thread(watcher.close)

@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
 __all__ = [
+    "ACCESS_LINES_DROPPED",
     "AUTHENTICATED",
     "AUTHENTICATED",
     "BREAKER_OPENED",
@@ -129,6 +130,7 @@ JUDGED = Counter(
     ["use_case", "version", "route", "outcome"],
 )
 ROWS_DROPPED = Counter("gateway_log_records_dropped_total", "Answers that are missing in the inference log")
+ACCESS_LINES_DROPPED = Counter("gateway_access_lines_dropped_total", "Lines that are missing in the access log")
 TOKENS = Counter("gateway_tokens_total", "Tokens of answered requests by direction: in, out", ["use_case", "direction"])
 COST = Counter("gateway_cost_total", "Cost of answered requests, in the unit of the budgets", ["use_case"])
 

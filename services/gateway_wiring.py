@@ -13,6 +13,7 @@ from leitstand.ports import FeedbackLog, InferenceLog
 from leitstand.settings import GatewaySettings, Settings
 from leitstand.usecase import find, load
 from services.inference import Inference
+from services.observer_wiring import watch
 from services.observing import Watcher
 from services.policies import Policies
 from services.recent import RecentRequests
@@ -52,6 +53,7 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
     recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
+    policies, watchers = watch(settings, policies or Policies(), upstreams)
     inference = Inference(
         routes,
         upstreams,
@@ -64,6 +66,7 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
         settings=chosen, drain_s=settings.serving.drain_s, routes=routes, upstreams=upstreams, recorder=recorder,
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
+        watchers=watchers,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ layers below leave in the scope under `EXCHANGE`. It never looks at a body. What
 or the name of a use case, becomes no label: a path counts as one of a few operations, and an unknown use case as "".
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -45,6 +44,7 @@ class Seen:
         seconds: Until the answer's last byte was handed over.
         trace_id: 32 hexadecimal digits, or empty.
         exchange: What the pipeline knew, if it came that far.
+        span: What tracing keeps until the end.
     """
 
     scope: Scope
@@ -56,6 +56,7 @@ class Seen:
     seconds: float = 0.0
     trace_id: str = ""
     exchange: Exchange | None = None
+    span: Any = None
 
 
 class Watcher(Protocol):
@@ -96,7 +97,7 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, self._closing(send))
+            await self._app(scope, receive, send)
             return
         operation, name = operation_of(scope["path"])
         seen = Seen(scope, operation, name if name and self._known(name) else "", perf_counter())
@@ -120,17 +121,6 @@ class Observed:
             for watcher in watchers:
                 watcher.ended(seen)
             TRACE_ID.reset(token)
-
-    def _closing(self, send: Send) -> Send:
-        """Closes the watchers when the gateway itself is closed."""
-
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "lifespan.shutdown.complete":
-                for watcher in self._watchers:
-                    await asyncio.to_thread(watcher.close)
-            await send(message)
-
-        return watched
 
     def _count(self, seen: Seen) -> None:
         seen.seconds = perf_counter() - seen.started

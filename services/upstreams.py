@@ -77,6 +77,7 @@ class Upstreams:
         self._describing: dict[Target, asyncio.Task[Offer]] = {}
         self._urls: dict[tuple[str, str], URL] = {}
         self._opened: aiohttp.ClientSession | None = None
+        self.trace_configs: list[aiohttp.TraceConfig] = []
 
     async def open(self) -> None:
         """Makes the pool; connections are opened when first needed."""
@@ -85,6 +86,7 @@ class Upstreams:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             auto_decompress=False,
+            trace_configs=self.trace_configs,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         )
 

@@ -144,16 +144,3 @@ def test_a_broken_traceparent_is_none(value: str) -> None:
 
 def test_a_newer_version_of_traceparent_is_read_by_its_first_fields() -> None:
     assert trace_id_of([(b"traceparent", f"01-{TRACE}-00f067aa0ba902b7-01-more".encode())]) == TRACE
-
-
-async def test_watchers_are_closed_with_the_gateway() -> None:
-    async def lifespan(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "lifespan.startup.complete"})
-        assert notes.calls == []
-        await send({"type": "lifespan.shutdown.complete"})
-
-    async def send(message: Any) -> None: ...
-
-    notes = Notes()
-    await Observed(lifespan, lambda name: True, notes)({"type": "lifespan"}, None, send)  # type: ignore[arg-type]
-    assert notes.calls == ["closed"]
