@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from governance.feedback_log import open_feedback_log
 from governance.inference_log import open_inference_log
 from governance.input_store import open_input_store
@@ -11,7 +13,9 @@ from governance.routes.opening import open_route_store
 from leitstand.errors import LeitstandError
 from leitstand.ports import FeedbackLog, InferenceLog
 from leitstand.settings import GatewaySettings, Settings
+from leitstand.specs.resilience import ResilienceSpec
 from leitstand.usecase import find, load
+from services.gates import Gates
 from services.inference import Inference
 from services.observer_wiring import watch
 from services.observing import Watcher
@@ -22,6 +26,8 @@ from services.route_watch import RouteWatch
 from services.upstreams import Upstreams
 
 __all__ = ["Gateway", "wire"]
+
+logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,8 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
         ConfigurationError: A store's address cannot be understood.
     """
     chosen = settings.gateway
-    routes = RouteWatch(open_route_store(settings), chosen.refresh_s)
+    specs = functools.cache(lambda use_case: _resilience(settings, use_case))
+    routes = RouteWatch(open_route_store(settings), chosen.refresh_s, prepare=specs)
     upstreams = Upstreams(connect_s=chosen.connect_s, vectors=chosen.log_vectors)
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
@@ -59,6 +66,7 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
         upstreams,
         recorder,
         policies=policies,
+        gates=Gates(specs, max_in_flight=chosen.max_in_flight, deadline_s=chosen.deadline_s),
         max_in_flight=chosen.max_in_flight,
         max_shadows=chosen.max_shadows,
     )
@@ -79,3 +87,12 @@ def _takes_new_labels(settings: Settings, use_case: str) -> bool:
         return load(find(use_case, settings.usecases)).feedback.new_labels != "never"
     except LeitstandError:
         return False
+
+
+def _resilience(settings: Settings, use_case: str) -> ResilienceSpec:
+    """What the use-case file says, read once; the defaults where there is no readable file."""
+    try:
+        return load(find(use_case, settings.usecases)).resilience
+    except LeitstandError as error:
+        logger.warning("Without a use-case file, resilience is the default", use_case=use_case, cause=error.message)
+        return ResilienceSpec()

@@ -2,32 +2,54 @@
 
     authenticate → admit → guard_input → route → call → guard_output → settle → audit → log
 
-`services.policies` holds the stages that decide; *route*, *call* and *log* are here. A canary that cannot
-answer costs the caller nothing: it gets half of the deadline, and stable answers in the rest. Its failure is
-counted for the canary. Shadow calls are made after the answer is ready, and are never returned.
+`services.policies` holds the stages that decide; *route*, *call* and *log* are here. Who fails costs the caller
+nothing while somebody can step in: a canary gets half of the time left and stable the rest, of which a part is kept
+for the table's fallback, where there is one. A failure is counted for the one who failed. Each upstream is
+called behind its gate (`services.gates`, `services.protected_calls`). Shadow calls are made after the answer is ready,
+and are never returned.
+
+A policy that sets ``exchange.notes["fallback"]`` to a reason sends the request to the fallback at once; where there is
+none, the error in ``exchange.notes["refusal"]`` is raised.
 """
 
 import asyncio
 from time import perf_counter
 
-from leitstand.errors import NotFoundError, PermanentBackendError, TransientBackendError
+from leitstand.errors import NotFoundError, PermanentBackendError, PolicyDenied, TransientBackendError
+from leitstand.specs.resilience import ResilienceSpec
 from leitstand.types import RouteTable, Target, utc_now
+from services import protected_calls
+from services.deadlines import DeadlineExceeded, shorten, time_left
 from services.exchange import Exchange
-from services.gateway_metrics import FAILURES, FALLBACKS, IN_FLIGHT, LATENCY, OVERHEAD, REQUESTS, SHADOWS
+from services.gates import Gates
+from services.gateway_metrics import (
+    FAILURES,
+    FALLBACK_ANSWERS,
+    FALLBACKS,
+    IN_FLIGHT,
+    LATENCY,
+    OVERHEAD,
+    REQUESTS,
+    SHADOWS,
+    TOO_SHORT,
+)
 from services.policies import Policies
 from services.recording import Answered, Recorder
 from services.route_watch import RouteWatch
-from services.routing import Choice, choose
+from services.routing import Choice, Route, choose, insist
 from services.scheduling import Overloaded
+from services.shedding import Shedder
 from services.upstream_codec import decode_answer
 from services.upstreams import Offer, Reply, UpstreamFailed, Upstreams
 
 __all__ = ["Inference"]
 
 OK = 200
-BUSY = 503
-SERVER_ERROR = 500
+SERVER_ERROR, BAD_GATEWAY, BUSY, TOO_SLOW = 500, 502, 503, 504
+CANARY_SHARE = 0.5
 SHADOW_DEADLINE_S = 5.0
+FALLBACK = b"x-leitstand-fallback"
+STANDARD = ResilienceSpec()
 
 
 class Inference:
@@ -38,6 +60,7 @@ class Inference:
         upstreams: Who is called; open.
         recorder: Where answers are logged.
         policies: The deciding stages.
+        gates: What stands before the upstreams; by default what `ResilienceSpec` says without a use-case file.
         max_in_flight: Requests at once; more are refused.
         max_shadows: Shadow calls at once; more are skipped.
     """
@@ -49,6 +72,7 @@ class Inference:
         recorder: Recorder,
         *,
         policies: Policies | None = None,
+        gates: Gates | None = None,
         max_in_flight: int = 512,
         max_shadows: int = 16,
     ) -> None:
@@ -56,6 +80,9 @@ class Inference:
         self._upstreams = upstreams
         self._recorder = recorder
         self._policies = policies or Policies()
+        self.gates = gates or Gates(lambda _: STANDARD, max_in_flight=max_in_flight)
+        self.routes.changed = lambda table: self.gates.keep(table.use_case, table.targets())
+        self._shedder = Shedder(max_in_flight)
         self._max_in_flight = max_in_flight
         self._max_shadows = max_shadows
         self._in_flight = 0
@@ -68,12 +95,15 @@ class Inference:
             NotFoundError: No such use case, or no such version of it.
             Overloaded: Too many requests at once.
             UpstreamFailed: Nobody answered in time, or with anything but an error of its own.
+            DeadlineExceeded: The caller's time was over before anybody could be asked.
             PolicyDenied: A policy said no.
+            HttpError: The caller's deadline or priority cannot be understood.
         """
         self._enter()
         choice = None
         try:
             try:
+                shorten(exchange)
                 choice = await self._decide(exchange)
             except BaseException as error:
                 exchange.error = error
@@ -87,7 +117,7 @@ class Inference:
         assert reply is not None  # noqa: S101 -- `call` sets it or raises
         if reply.status == OK:
             self._log(exchange, reply)
-            if choice.shadow is not None:
+            if choice.shadow is not None and exchange.route != "fallback":
                 self._start_shadow(exchange, choice.shadow)
         return reply
 
@@ -99,7 +129,7 @@ class Inference:
             UpstreamFailed: It did not answer in time.
         """
         target = self._table(use_case).stable
-        return target, await self._upstreams.call(target, path, None, {}, timeout_s)
+        return target, await self._upstreams.ask(target, path, timeout_s)
 
     async def labels(self, use_case: str) -> tuple[str, ...]:
         """The labels of the stable model, or none when it does not tell.
@@ -118,6 +148,7 @@ class Inference:
     async def _decide(self, exchange: Exchange) -> Choice:
         policies = self._policies
         await policies.authenticate(exchange)
+        self._shedder.check(exchange, self.gates.spec(exchange.use_case).priorities, self._in_flight)
         await policies.admit(exchange)
         await policies.guard_input(exchange)
         choice = self._route(exchange)
@@ -155,47 +186,90 @@ class Inference:
         return table
 
     def _route(self, exchange: Exchange) -> Choice:
-        table = self._table(exchange.use_case)
-        if exchange.wanted_version is None:
-            return choose(table, exchange.request_id, exchange.subject)
-        if table.stable.version == exchange.wanted_version:
-            return Choice("stable", table.stable, None, None)
-        if table.canary is not None and table.canary.version == exchange.wanted_version:
-            return Choice("canary", table.canary, None, None)
-        raise NotFoundError(f"Version {exchange.wanted_version} of '{exchange.use_case}' is not routed to")
+        table, version, tenant = self._table(exchange.use_case), exchange.wanted_version, exchange.caller.tenant
+        if version is None:
+            choice = choose(table, exchange.request_id, exchange.subject, tenant)
+        else:
+            choice = insist(table, version, tenant)
+            if choice is None:
+                raise NotFoundError(f"Version {version} of '{exchange.use_case}' is not routed to")
+        if "fallback" not in exchange.notes:
+            return choice
+        return _only_fallback(exchange, choice)
 
     async def _call(self, exchange: Exchange, choice: Choice) -> None:
-        left = exchange.deadline - perf_counter()
-        if choice.fallback is None:
-            await self._ask(exchange, choice.target, choice.route, left)
+        """Asks one after the other until somebody answers."""
+        if choice.stand_in is None and choice.fallback is None:
+            await self._ask(exchange, choice.route, choice.target, time_left(exchange), alone=True)
             return
-        try:
-            await self._ask(exchange, choice.target, choice.route, left / 2)
-        except UpstreamFailed:
-            FALLBACKS.labels(exchange.use_case).inc()
-            await self._ask(exchange, choice.fallback, "stable", exchange.deadline - perf_counter())
+        failure: UpstreamFailed | None = None
+        for route, target, share in self._steps(choice, exchange.use_case):
+            try:
+                left = time_left(exchange)
+                await self._ask(exchange, route, target, left * share, alone=share == 1)
+                break
+            except DeadlineExceeded as error:
+                raise failure or error from failure
+            except UpstreamFailed as error:
+                if route == "fallback":
+                    raise failure or error from error
+                failure = error
+                if route == "canary":
+                    FALLBACKS.labels(exchange.use_case).inc()
+        else:
+            assert failure is not None  # noqa: S101 -- there is at least one step
+            raise failure
+        if exchange.route == "fallback" and failure is not None:
+            _say_fallback(exchange, failure.reason)
 
-    async def _ask(self, exchange: Exchange, target: Target, route: str, timeout_s: float) -> None:
+    def _steps(self, choice: Choice, use_case: str) -> list[tuple[Route, Target, float]]:
+        """Who is asked, in order, and for which share of the time that is left then."""
+        last: Route = choice.route
+        steps: list[tuple[Route, Target, float]] = []
+        if choice.stand_in is not None:
+            steps.append((choice.route, choice.target, CANARY_SHARE))
+            last = "stable"
+        target = choice.stand_in or choice.target
+        if choice.fallback is None or choice.fallback == target:
+            return [*steps, (last, target, 1.0)]
+        kept = self.gates.spec(use_case).keep_for_fallback
+        return [*steps, (last, target, 1 - kept), ("fallback", choice.fallback, 1.0)]
+
+    async def _ask(self, exchange: Exchange, route: Route, target: Target, timeout_s: float, *, alone: bool) -> None:
         """Sets the exchange's reply, or counts the failure and raises it."""
         exchange.route, exchange.version, exchange.reply = route, target.version, None
-        try:
-            start = perf_counter()
-            try:
-                reply, offer = await self._send(exchange, target, timeout_s)
-            finally:
-                exchange.upstream_s += perf_counter() - start
+        gate = self.gates.of(exchange.use_case, target)
+
+        async def attempt(left_s: float) -> Reply:
+            reply, offer = await self._send(exchange, target, left_s)
             _refuse_errors(target, reply)
             exchange.take(reply)
             if reply.status == OK and exchange.payload.asks_for_outputs:
                 exchange.version = _check(exchange, target)
                 exchange.labels = offer.labels
+            return reply
+
+        start = perf_counter()
+        try:
+            reply = await protected_calls.call(gate, attempt, timeout_s, use_case=exchange.use_case, alone=alone)
+            if reply is not exchange.reply:  # of two calls for one request, the other was later read as well
+                exchange.take(reply)
         except UpstreamFailed as error:
-            FAILURES.labels(exchange.use_case, str(target.version), route, error.reason).inc()
+            exchange.reply = None
+            who = (exchange.use_case, str(target.version), route)
+            if error.reason == "timeout" and not gate.is_evidence(error, timeout_s):
+                TOO_SHORT.labels(*who).inc()
+            else:
+                FAILURES.labels(*who, error.reason).inc()
             raise
+        finally:
+            exchange.upstream_s += perf_counter() - start
 
     async def _send(self, exchange: Exchange, target: Target, timeout_s: float) -> tuple[Reply, Offer]:
-        payload = exchange.payload
-        offer = await self._upstreams.describe(target, exchange.use_case) if payload.asks_for_outputs else Offer()
+        payload, offer, start = exchange.payload, Offer(), perf_counter()
+        if payload.asks_for_outputs:
+            offer = await self._upstreams.describe(target, exchange.use_case, timeout_s / 4)
+            timeout_s -= perf_counter() - start
         body, headers = payload.request(offer.outputs)
         return await self._upstreams.call(target, exchange.path, body, headers, timeout_s), offer
 
@@ -219,9 +293,17 @@ class Inference:
     async def _shadow(self, exchange: Exchange, target: Target) -> None:
         """Asks the shadow what was answered already, compares the labels, and logs its rows."""
         outcome, start = "failed", perf_counter()
-        try:
-            reply, _ = await self._send(exchange, target, SHADOW_DEADLINE_S)
+
+        async def attempt(left_s: float) -> Reply:
+            reply, _ = await self._send(exchange, target, left_s)
             _refuse_errors(target, reply)
+            return reply
+
+        try:
+            gate = self.gates.of(exchange.use_case, target)
+            reply = await protected_calls.call(
+                gate, attempt, SHADOW_DEADLINE_S, use_case=exchange.use_case, alone=False
+            )  # fmt: skip
             if reply.status == OK:
                 answer = decode_answer(reply.body, reply.head_bytes)
                 outcome = "agree" if answer.labels == exchange.predictions().labels else "disagree"
@@ -235,11 +317,36 @@ class Inference:
         SHADOWS.labels(exchange.use_case, str(target.version), outcome).inc()
 
 
+def _only_fallback(exchange: Exchange, choice: Choice) -> Choice:
+    """The route of a request that a policy sends to the fallback."""
+    target = choice.target if choice.route == "fallback" else choice.fallback
+    if target is None:
+        refusal = exchange.notes.get("refusal")
+        if isinstance(refusal, Exception):
+            raise refusal
+        raise PolicyDenied(
+            f"'{exchange.use_case}' may only be answered by its fallback ({exchange.notes['fallback']}), and has none",
+            hint="name one with `leitstand routes set ... --fallback VERSION=URL`",
+        )
+    _say_fallback(exchange, str(exchange.notes["fallback"]))
+    return Choice("fallback", target)
+
+
+def _say_fallback(exchange: Exchange, reason: str) -> None:
+    exchange.response_headers.append((FALLBACK, reason[:64].encode("latin-1", "replace")))
+    FALLBACK_ANSWERS.labels(exchange.use_case, reason[:64]).inc()
+
+
 def _refuse_errors(target: Target, reply: Reply) -> None:
-    if reply.status == BUSY:
-        raise UpstreamFailed(f"{target.url} is busy", "busy", retry_after_s=_seconds(reply.retry_after))
-    if reply.status >= SERVER_ERROR:
-        raise UpstreamFailed(f"{target.url} answered {reply.status}", "error")
+    status = reply.status
+    if status < SERVER_ERROR:
+        return
+    if status == BUSY:
+        alive, wait = reply.retry_after is not None, _seconds(reply.retry_after)
+        raise UpstreamFailed(f"{target.url} is busy", "busy", retry_after_s=wait, repeatable=not alive, alive=alive)
+    if status == TOO_SLOW:
+        raise UpstreamFailed(f"{target.url} gave up: the deadline passed", "timeout")
+    raise UpstreamFailed(f"{target.url} answered {status}", "error", repeatable=status == BAD_GATEWAY)
 
 
 def _check(exchange: Exchange, target: Target) -> int:

@@ -13,8 +13,10 @@ from leitstand.errors import (
     QuotaExceeded,
     TransientBackendError,
 )  # fmt: skip
+from services.deadlines import DeadlineExceeded
 from services.errors import JSON, HttpError, Response
 from services.scheduling import Overloaded
+from services.trace_context import TRACE_ID
 from services.upstreams import UpstreamFailed
 
 __all__ = ["PROBLEM", "problem", "problem_for", "protocol_error"]
@@ -34,6 +36,7 @@ def problem(status: int, detail: str, *, request_id: str = "", hint: str | None 
     body = {"type": "about:blank", "title": TITLES.get(status, "Error"), "status": status, "detail": detail}
     body |= {"hint": hint} if hint else {}
     body |= {"request_id": request_id} if request_id else {}
+    body |= {"trace_id": trace} if (trace := TRACE_ID.get()) else {}
     return status, [PROBLEM], orjson.dumps(body | more)
 
 
@@ -74,7 +77,7 @@ def _explained(error: BaseException) -> tuple[int, str, str | None, float | None
     kinds = (
         (AuthenticationFailed, 401),
         (NotFoundError, 404), (ConflictError, 409), (PolicyDenied, 403), (ConfigurationError, 400),
-        (TransientBackendError, 503), (LeitstandError, 500),
+        (DeadlineExceeded, 504), (TransientBackendError, 503), (LeitstandError, 500),
     )  # fmt: skip
     for kind, status in kinds:
         if isinstance(error, kind):

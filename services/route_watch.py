@@ -5,7 +5,7 @@ last good tables stay in use, and `down` says why; a gateway that never saw the 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -21,10 +21,24 @@ logger = structlog.get_logger()
 
 
 class RouteWatch:
-    """Follows a `RouteStore`. Start and stop it on one event loop."""
+    """Follows a `RouteStore`. Start and stop it on one event loop.
 
-    def __init__(self, store: RouteStore, refresh_s: float = 0.25) -> None:
+    Args:
+        store: Where the tables are.
+        refresh_s: Pause between two looks.
+        prepare: Called in a thread with the name of each use case whose table changed, before the table is used.
+    """
+
+    def __init__(
+        self,
+        store: RouteStore,
+        refresh_s: float = 0.25,
+        *,
+        prepare: Callable[[str], object] = str,
+    ) -> None:
         self._store = store
+        self._prepare = prepare
+        self.changed: Callable[[RouteTable], None] = lambda _: None
         self._refresh_s = refresh_s
         self._tables: dict[str, RouteTable] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="route-watch")
@@ -64,6 +78,7 @@ class RouteWatch:
             return
         for table in changed:
             self._tables[table.use_case] = table
+            self.changed(table)
             REVISION.labels(table.use_case).set(table.revision)
         if self.down is not None and self.seen:
             logger.info("The route store answers again")
@@ -74,6 +89,9 @@ class RouteWatch:
         revisions = self._store.revisions()
         known = {name: table.revision for name, table in self._tables.items()}
         tables = [self._store.read(name) for name, revision in revisions.items() if known.get(name) != revision]
+        for table in tables:
+            if table is not None:
+                self._prepare(table.use_case)
         return [table for table in tables if table is not None]
 
     async def _follow(self) -> None:

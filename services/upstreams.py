@@ -3,9 +3,8 @@
 aiohttp: of the async clients tried it costs a tenth of httpx's CPU per call. Idle connections are given up
 before uvicorn's five seconds are over, so a request seldom meets one that the server is closing.
 
-Retries. When nothing listens, nothing was processed, and the caller may ask somebody else. When a connection
-breaks before the first byte of an answer, the call is made once more on another one: an inference changes
-nothing, so RFC 9110 (section 9.2.2) allows it. Any other failure is reported, not repeated.
+A call is made once: what may be repeated, `services.protected_calls` repeats. Every call says in ``x-deadline-ms`` how
+long its answer is waited for.
 """
 
 import asyncio
@@ -21,25 +20,36 @@ from leitstand.errors import TransientBackendError
 from leitstand.types import Target
 from services.upstream_codec import ALWAYS, VECTORS
 
-__all__ = ["HEAD_BYTES", "Offer", "Reply", "UpstreamFailed", "Upstreams"]
+__all__ = ["DEADLINE", "HEAD_BYTES", "Offer", "Reply", "UpstreamFailed", "Upstreams"]
 
 IDLE_S = 4.0
 ASK_AGAIN_S = 5.0
 DESCRIBE_S = 1.0
+MAX_ANSWER_BYTES = 64 * 2**20
 HEAD_BYTES = "inference-header-content-length"
+DEADLINE = "x-deadline-ms"
 
 
 class UpstreamFailed(TransientBackendError):
     """No useful answer came.
 
-    `reason` is ``refused`` (never sent), ``disconnected``, ``timeout``, ``busy`` (503), ``error`` (another 5xx) or
-    ``garbled`` (not readable).
+    Args:
+        message: What happened.
+        reason: ``refused`` (never sent), ``disconnected``, ``timeout`` (504 as well), ``busy`` (503), ``error``
+            (another 5xx), ``garbled`` (not readable), ``open`` (the breaker) or ``crowded`` (the bulkhead).
+        retry_after_s: When the same call may succeed.
+        repeatable: Whether the same upstream may be asked again at once, and could answer.
+        alive: Whether the upstream works as it should all the same: it is busy and says so, or was not asked.
     """
 
-    def __init__(self, message: str, reason: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, message: str, reason: str, *, retry_after_s: float = 1.0, repeatable: bool = False, alive: bool = False
+    ) -> None:
         super().__init__(message, hint="see `leitstand status` and the log of the Bento")
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.repeatable = repeatable
+        self.alive = alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +115,40 @@ class Upstreams:
             UpstreamFailed: Nothing was answered within `timeout_s`.
         """
         url = self._url(target.url, path)
+        headers = {**headers, DEADLINE: str(int(timeout_s * 1000) + 1)}
         try:
             async with asyncio.timeout(timeout_s):
-                try:
-                    return await self._once(url, body, headers)
-                except aiohttp.ClientConnectorError:
-                    raise
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    return await self._once(url, body, headers)
+                return await self._once(url, body, headers)
         except TimeoutError as error:  # aiohttp's are among them: one to connect counts as never sent
-            refused = isinstance(error, aiohttp.ConnectionTimeoutError)
-            said = "took no connection" if refused else f"did not answer within {timeout_s:.2f} s"
-            raise UpstreamFailed(f"{target.url} {said}", "refused" if refused else "timeout") from error
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise UpstreamFailed(f"{target.url} took no connection", "refused", repeatable=True) from error
+            raise UpstreamFailed(f"{target.url} did not answer within {timeout_s:.2f} s", "timeout") from error
         except aiohttp.ClientConnectorError as error:
-            raise UpstreamFailed(f"{target.url} takes no connections: {error}", "refused") from error
+            said = f"{target.url} takes no connections: {error}"
+            raise UpstreamFailed(said, "refused", repeatable=True) from error
         except aiohttp.ClientError as error:
-            raise UpstreamFailed(f"{target.url} broke the connection: {error!r}", "disconnected") from error
+            said = f"{target.url} broke the connection: {error!r}"
+            begun = not isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+            raise UpstreamFailed(said, "disconnected", repeatable=not begun) from error
 
-    async def describe(self, target: Target, use_case: str) -> Offer:
-        """The target's offer, asked for once; a target that does not tell is asked again five seconds later."""
+    async def ask(self, target: Target, path: str, timeout_s: float) -> Reply:
+        """GETs `path`, once more when a kept-alive connection broke meanwhile.
+
+        Raises:
+            UpstreamFailed: As `call`.
+        """
+        try:
+            return await self.call(target, path, None, {}, timeout_s)
+        except UpstreamFailed as error:
+            if error.reason != "disconnected":
+                raise
+        return await self.call(target, path, None, {}, timeout_s)
+
+    async def describe(self, target: Target, use_case: str, wait_s: float = DESCRIBE_S) -> Offer:
+        """The target's offer, asked for once; a target that does not tell is asked again five seconds later.
+
+        After `wait_s` the least that every model offers is returned; the question goes on.
+        """
         offer = self._offers.get(target)
         if offer is not None and monotonic() < offer.asked_again_at:
             return offer
@@ -131,11 +156,12 @@ class Upstreams:
         if task is None:
             task = self._describing[target] = asyncio.create_task(self._describe(target, use_case))
             task.add_done_callback(lambda _: self._describing.pop(target, None))
-        return await asyncio.shield(task)
+        await asyncio.wait((task,), timeout=wait_s)
+        return task.result() if task.done() else Offer()
 
     async def _describe(self, target: Target, use_case: str) -> Offer:
         try:
-            reply = await self.call(target, f"/v2/models/{use_case}", None, {}, DESCRIBE_S)
+            reply = await self.ask(target, f"/v2/models/{use_case}", DESCRIBE_S)
             offer = _read_offer(orjson.loads(reply.body), self._vectors)
         except (UpstreamFailed, ValueError, TypeError, KeyError, AttributeError):
             offer = Offer(asked_again_at=monotonic() + ASK_AGAIN_S)
@@ -148,7 +174,7 @@ class Upstreams:
             raise UpstreamFailed("the gateway is shutting down", "refused")
         method = "GET" if body is None else "POST"
         async with session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
-            content = await response.read()
+            content = await _read(response)
         got = response.headers
         length = got.get(HEAD_BYTES)
         return Reply(
@@ -167,6 +193,20 @@ class Upstreams:
                 self._urls.clear()
             url = self._urls[base, path] = URL(f"{base.rstrip('/')}{path}", encoded=True)
         return url
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body, as long as it is one that fits: an answer without an end must not fill the memory."""
+    length = response.content_length
+    if length is not None and length <= MAX_ANSWER_BYTES:
+        return await response.read()
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamFailed(f"the answer has more than {MAX_ANSWER_BYTES} bytes", "garbled")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _read_offer(document: dict, vectors: tuple[str, ...]) -> Offer:

@@ -8,8 +8,10 @@ from time import perf_counter
 
 import orjson
 
+from leitstand.specs.resilience import ResilienceSpec
 from leitstand.types import RouteTable, Target, utc_now
 from services.exchange import Exchange, TextPayload
+from services.gates import Gates
 from services.inference import Inference
 from services.policies import Policies
 from services.recording import Recorder
@@ -56,7 +58,10 @@ class ScriptedUpstreams:
             raise script
         return script if isinstance(script, Reply) else script(body or b"")
 
-    async def describe(self, target: Target, use_case: str) -> Offer:
+    async def ask(self, target: Target, path: str, timeout_s: float) -> Reply:
+        return await self.call(target, path, None, {}, timeout_s)
+
+    async def describe(self, target: Target, use_case: str, wait_s: float = 1.0) -> Offer:
         return Offer(labels=("card", "pin"))
 
 
@@ -72,13 +77,10 @@ class Bench:
     watch: RouteWatch
     counted: dict[str, float] = field(default_factory=dict)
 
-    async def ask(self, *texts: str, subject: str = "", request_id: str = "r-1", **more: object) -> Exchange:
-        exchange = Exchange(
-            use_case="support", request_id=request_id, subject=subject, payload=TextPayload(texts or ("a card",)),
-            path="/v2/models/support/infer", deadline=perf_counter() + 5, **more,  # type: ignore[arg-type]
-        )  # fmt: skip
-        await self.inference.run(exchange)
-        return exchange
+    async def ask(self, *texts: str, **more: object) -> Exchange:
+        made = exchange(*texts, **more)
+        await self.inference.run(made)
+        return made
 
     async def settled(self) -> None:
         """Returns when the shadow calls are done."""
@@ -90,6 +92,14 @@ class Bench:
         return self.log.rows
 
 
+def exchange(*texts: str, subject: str = "", request_id: str = "r-1", **more: object) -> Exchange:
+    """A request that has five seconds."""
+    return Exchange(
+        use_case="support", request_id=request_id, subject=subject, payload=TextPayload(texts or ("a card",)),
+        path="/v2/models/support/infer", deadline=perf_counter() + 5, **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
 def table(**changes: object) -> RouteTable:
     return RouteTable(use_case="support", stable=STABLE, changed_at=utc_now(), actor="test", reason="test").model_copy(
         update=changes
@@ -99,7 +109,7 @@ def table(**changes: object) -> RouteTable:
 @asynccontextmanager
 async def bench(
     scripts: Mapping[Target, Script], *, policies: Policies | None = None, max_in_flight: int = 10,
-    max_shadows: int = 10, **changes: object,
+    max_shadows: int = 10, resilience: ResilienceSpec | None = None, **changes: object,
 ) -> AsyncIterator[Bench]:  # fmt: skip
     """A pipeline whose route table has `changes`."""
     store, log = InMemoryRouteStore(), InMemoryInferenceLog()
@@ -109,7 +119,7 @@ async def bench(
     recorder = Recorder(log, subject_key=b"key")
     inference = Inference(
         watch, upstreams, recorder, policies=policies, max_in_flight=max_in_flight,  # type: ignore[arg-type]
-        max_shadows=max_shadows,
+        max_shadows=max_shadows, gates=Gates(lambda _: resilience or ResilienceSpec(), max_in_flight=max_in_flight),
     )  # fmt: skip
     try:
         yield Bench(inference, upstreams, log, recorder, store, watch)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from leitstand.types import RouteTable, Target
-from services.routing import choose, point
+from leitstand.types import RouteTable, Target, TenantRoute
+from services.routing import choose, insist, point
 
 STABLE, CANARY, SHADOW = (Target(version=n, url=f"http://127.0.0.1:{3000 + n}") for n in (1, 2, 3))
 percents = st.floats(0, 100)
@@ -78,6 +78,25 @@ def test_every_process_agrees() -> None:
     assert done.stdout.strip() == str([point("canary", "support", "2", str(i)) for i in range(50)])
 
 
-def test_only_a_canary_has_a_fallback() -> None:
-    assert choose(table(100), "r").fallback == STABLE
-    assert choose(table(0), "r").fallback is None
+def test_only_a_canary_has_a_stand_in() -> None:
+    assert choose(table(100), "r").stand_in == STABLE
+    assert choose(table(0), "r").stand_in is None
+
+
+@given(subject=names, request=names, percent=percents)
+def test_a_pinned_tenant_meets_its_target_and_nobody_else_does(subject: str, request: str, percent: float) -> None:
+    pinned = table(percent, shadow=100).model_copy(update={"tenants": {"acme": TenantRoute(target=SHADOW)}})
+    choice = choose(pinned, request, subject, "acme")
+    assert (choice.route, choice.target, choice.stand_in, choice.shadow) == ("pinned", SHADOW, None, None)
+    assert choose(pinned, request, subject, "umbrella") == choose(table(percent, shadow=100), request, subject)
+
+
+def test_a_version_is_found_by_number_only_where_the_caller_is_routed_to() -> None:
+    small = Target(version=9, url="http://127.0.0.1:3009")
+    routes = table(5).model_copy(update={"fallback": small, "tenants": {"acme": TenantRoute(target=SHADOW)}})
+    found = {version: insist(routes, version) for version in (1, 2, 3, 9)}
+    assert {version: choice and choice.route for version, choice in found.items()} == {
+        1: "stable", 2: "canary", 3: None, 9: "fallback",
+    }  # fmt: skip
+    assert insist(routes, 1, "acme") is None
+    assert insist(routes, 3, "acme") is not None and insist(routes, 9, "acme") is not None
