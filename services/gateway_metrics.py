@@ -5,7 +5,6 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 __all__ = [
     "ACCESS_LINES_DROPPED",
     "AUTHENTICATED",
-    "AUTHENTICATED",
     "BREAKER_OPENED",
     "BREAKER_STATE",
     "COST",
@@ -113,11 +112,6 @@ DOUBT = Summary("gateway_doubt", "1 - score of each answered text, shadows inclu
 IN_FLIGHT = Gauge("gateway_requests_in_flight", "Requests being answered")
 STORE_UP = Gauge("gateway_route_store_up", "1 when the route tables could be read at the last attempt")
 REVISION = Gauge("gateway_route_revision", "Revision of the route table in use", ["use_case"])
-AUTHENTICATED = Counter(
-    "gateway_authentications_total",
-    "Credentials by kind (jwt, api-key, none) and outcome: accepted, refused (none that counts)",
-    ["method", "outcome"],
-)
 AUTHENTICATED = Counter(
     "gateway_authentications_total",
     "Credentials by kind (jwt, api-key, none) and outcome: accepted, refused (none that counts)",
