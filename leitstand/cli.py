@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "List, show, promote and verify registered model versions."),
     "rollout": ("rollout", "Bring a version into traffic: shadow, canary steps, promotion or rollback."),
     "gateway": ("gateway", "Run the gateway, which routes requests to model versions."),
+    "worker": ("worker", "Answer the jobs of the request queue."),
+    "jobs": ("jobs", "List, show, cancel and replay the jobs of the request queue."),
     "routes": ("routes", "Show and change who answers a use case."),
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),

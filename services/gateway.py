@@ -28,15 +28,21 @@ from services.gateway_docs import describe
 from services.gateway_front import Front
 from services.gateway_lifetime import opened
 from services.gateway_wiring import Gateway
+from services.guarded import CALLER, Guarded
+from services.hardening import Hardened
+from services.jobs.routes import add_jobs
 from services.observing import Observed
+from services.payload_encryption import Encrypted, open_jwe_key
 from services.problems import problem, problem_for
+from services.scheduling import Overloaded
 from services.schemas import FeedbackRequest, FeedbackResponse, Problem
+from services.tls import server_options
 
 __all__ = ["create_app", "serve"]
 
 # How long the thread that writes the log may keep the event loop waiting; Python's default is ten times as long.
 SWITCH_S = 0.0005
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (404, 409, 422, 503)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (401, 403, 404, 409, 422, 503)}
 
 
 def create_app(gateway: Gateway) -> Observed:
@@ -54,20 +60,26 @@ def create_app(gateway: Gateway) -> Observed:
         title="Leitstand gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Routes each request to the model version that the route table names.",
     )  # fmt: skip
-    front = Front(app, gateway)
+    front = Front(Guarded(app, gateway.access, gateway.access_settings.metrics), gateway)
     _add_feedback(app, gateway)
     _add_health(app, gateway, front)
+    add_jobs(app, gateway, lambda: front.draining)
     _answer_with_problems(app)
     app.openapi = lambda: describe(app)
-    return Observed(front, lambda name: gateway.routes.table(name) is not None, *gateway.watchers)
+    return Observed(_hardened(front, gateway), lambda name: gateway.routes.table(name) is not None, *gateway.watchers)
 
 
 def serve(gateway: Gateway) -> None:
-    """Runs until SIGTERM or SIGINT; requests in flight are answered first."""
+    """Runs until SIGTERM or SIGINT; requests in flight are answered first.
+
+    Raises:
+        ConfigurationError: A certificate or key cannot be used.
+    """
     config = uvicorn.Config(
         create_app(gateway), host=gateway.settings.host, port=gateway.settings.port, loop="uvloop", http="httptools",
         lifespan="on", log_level="warning", access_log=False, server_header=False, date_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(gateway.drain_s)),
+        **server_options(gateway.tls),
     )  # fmt: skip
     # While it drains, uvicorn keeps the signal and raises it again at the end; the process has ended well by then.
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -75,9 +87,21 @@ def serve(gateway: Gateway) -> None:
     uvicorn.Server(config).run()
 
 
+def _hardened(front: Front, gateway: Gateway) -> Hardened:
+    chosen = gateway.settings
+    inner = Encrypted(front, open_jwe_key(chosen.jwe_key), chosen.max_body_bytes) if chosen.jwe_key else front
+    return Hardened(
+        inner, max_headers=chosen.max_headers, max_header_bytes=chosen.max_header_bytes, origins=chosen.cors_origins,
+        tls=gateway.tls.cert is not None,
+    )  # fmt: skip
+
+
 def _add_feedback(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/{use_case}/feedback", responses=PROBLEMS, summary="Say what was right, or how good it was")
-    async def feedback(use_case: str, said: FeedbackRequest) -> FeedbackResponse:
+    async def feedback(use_case: str, said: FeedbackRequest, request: Request) -> FeedbackResponse:
+        caller = getattr(request.state, CALLER, None)
+        if caller is not None:  # trust is earned by a source: nobody may speak as another
+            said = said.model_copy(update={"source": caller.subject})
         labels = await gateway.inference.labels(use_case)
         takes_new = await asyncio.to_thread(gateway.takes_new_labels, use_case)
         return await asyncio.to_thread(
@@ -117,6 +141,7 @@ def _answer_with_problems(app: FastAPI) -> None:
 
     app.add_exception_handler(LeitstandError, handler(problem_for))
     app.add_exception_handler(HttpError, handler(problem_for))
+    app.add_exception_handler(Overloaded, handler(problem_for))
     app.add_exception_handler(RequestValidationError, handler(lambda error: problem(422, _mistakes(error))))
     app.add_exception_handler(HTTPException, handler(lambda error: problem(error.status_code, str(error.detail))))
 

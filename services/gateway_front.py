@@ -56,6 +56,7 @@ class Front:
         self._recent = gateway.recent
         self._deadline_s = gateway.settings.deadline_s
         self._max_body = gateway.settings.max_body_bytes
+        self._max_job_body = gateway.job_settings.max_body_bytes
         self._max_texts = gateway.settings.max_texts
         self.draining = False
 
@@ -71,7 +72,8 @@ class Front:
                 await self._predict(scope, receive, send, parts[2])
                 return
             if scope["method"] not in ("GET", "HEAD"):
-                await self._bounded(scope, receive, send)
+                limit = self._max_job_body if path.endswith("/jobs") else self._max_body
+                await self._bounded(scope, receive, send, limit)
                 return
         await self._app(scope, receive, send)
 
@@ -79,10 +81,10 @@ class Front:
         """Reports unready from now on, and closes each connection with its answer; requests are still answered."""
         self.draining = True
 
-    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         """Hands FastAPI a body that was read already, because it would read any length."""
         try:
-            body = await read_body(receive, dict(scope["headers"]), self._max_body)
+            body = await read_body(receive, dict(scope["headers"]), limit)
         except ClientGone:
             return
         except HttpError as error:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -12,14 +12,16 @@ from governance.input_store import open_input_store
 from governance.routes.opening import open_route_store
 from leitstand.errors import LeitstandError
 from leitstand.ports import FeedbackLog, InferenceLog
-from leitstand.settings import GatewaySettings, Settings
+from leitstand.settings import GatewaySettings, JobSettings, Settings
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.usecase import find, load
 from services.gates import Gates
 from services.inference import Inference
+from services.jobs.opening import job_queue
+from services.jobs.queue import JobQueue
 from services.observer_wiring import watch
 from services.observing import Watcher
-from services.policies import Policies
+from services.policies import Policies, Policy
 from services.recent import RecentRequests
 from services.recording import Recorder
 from services.route_watch import RouteWatch
@@ -45,10 +47,18 @@ class Gateway:
     takes_new_labels: Callable[[str], bool]
     recent: RecentRequests = field(default_factory=RecentRequests)
     watchers: tuple[Watcher, ...] = ()
+    policies: Policies = field(default_factory=Policies)
+    jobs: JobQueue | None = None
+    job_settings: JobSettings = field(default_factory=JobSettings)
 
 
-def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
+def wire(settings: Settings, policies: Policies | None = None, *, authenticate: Policy | None = None) -> Gateway:
     """Builds the gateway that the settings describe.
+
+    Args:
+        settings: Of this installation.
+        policies: Used instead of those that the settings describe.
+        authenticate: Takes that policy's place: a worker's callers were authenticated before.
 
     Raises:
         ConfigurationError: A store's address cannot be understood.
@@ -60,7 +70,10 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
     recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
-    policies, watchers = watch(settings, policies or Policies(), upstreams)
+    policies = policies or Policies()
+    if authenticate is not None:
+        policies = replace(policies, authenticate=authenticate)
+    policies, watchers = watch(settings, policies, upstreams)
     inference = Inference(
         routes,
         upstreams,
@@ -74,7 +87,7 @@ def wire(settings: Settings, policies: Policies | None = None) -> Gateway:
         settings=chosen, drain_s=settings.serving.drain_s, routes=routes, upstreams=upstreams, recorder=recorder,
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
-        watchers=watchers,
+        policies=policies, jobs=job_queue(settings), job_settings=settings.jobs, watchers=watchers,
     )  # fmt: skip
 
 
