@@ -6,6 +6,7 @@ probabilities would tell what they masked. A use case lets single fields pass (`
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -15,10 +16,11 @@ from leitstand.specs.chat import ChatSpec
 from leitstand.types import Usage
 from services.chat_schemas import ChatMessage, ChatRequest
 from services.errors import HttpError
+from services.openai_codec import Completion, completion_bytes
+from services.upstreams import Reply
 
-__all__ = ["CHAT_PATH", "EVENT_STREAM", "BadChatRequest", "ChatPayload", "make_payload", "read_chat_request"]
+__all__ = ["EVENT_STREAM", "BadChatRequest", "ChatPayload", "make_payload", "read_chat_request", "whole"]
 
-CHAT_PATH = "/chat/completions"
 EVENT_STREAM = "text/event-stream"
 PASSED = (
     "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop", "response_format",
@@ -91,6 +93,17 @@ class ChatPayload:
             headers["accept"] = EVENT_STREAM
         return orjson.dumps(body), headers
 
+    def written(self, reply: Reply) -> Sequence[str]:
+        """The one text of the answer."""
+        return () if reply.completion is None else (reply.completion.text,)
+
+    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
+        """The answer with another text."""
+        if reply.completion is None:
+            return reply
+        (text,) = texts
+        return whole(replace(reply.completion, text=text))
+
     def parameters(self) -> dict[str, Any]:
         """How the answer is sampled, for the record."""
         return {**self._rest, "max_tokens": self.max_tokens}
@@ -141,6 +154,13 @@ def make_payload(request: ChatRequest, spec: ChatSpec, default_max_tokens: int, 
     if count > max_texts:
         raise BadChatRequest(f"messages hold {count} texts, at most {max_texts} are accepted", "messages")
     return payload
+
+
+def whole(completion: Completion) -> Reply:
+    """A completion as the reply that later stages work with."""
+    notes = completion.notes
+    body = completion_bytes(completion, request_id=notes.get("id", ""), model=notes.get("model", ""), created=0)
+    return Reply(200, body, "application/json", usage=completion.usage, completion=completion)
 
 
 def _content(message: ChatMessage) -> str | list[dict[str, str]]:

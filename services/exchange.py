@@ -10,11 +10,11 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from leitstand.types import Caller, Usage, Verdict
-from services.inference_protocol import decode_request
+from services.inference_protocol import decode_request, replace_texts
 from services.upstream_codec import Predictions, decode_answer, encode_texts
-from services.upstreams import Reply
+from services.upstreams import HEAD_BYTES, Reply
 
-__all__ = ["Exchange", "Payload", "RawPayload", "TextPayload"]
+__all__ = ["Exchange", "Payload", "RawPayload", "TextPayload", "WritingPayload"]
 
 CONTENT_TYPE = {"content-type": "application/json"}
 NOBODY, NOTHING = Caller(), Usage()
@@ -29,8 +29,32 @@ class Payload(Protocol):
         """The texts to judge, in order."""
         ...
 
+    def replace(self, texts: Sequence[str]) -> None:
+        """Puts `texts` in the place of `texts()`: as many, in the same order."""
+        ...
+
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """Body and headers of the call; `outputs` matters when `asks_for_outputs`."""
+        ...
+
+    def written(self, reply: Reply) -> Sequence[str]:
+        """What a model wrote for people in this answer; nothing when it only classified."""
+        ...
+
+    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
+        """The answer with `texts` in the place of `written`."""
+        ...
+
+
+class WritingPayload(Payload, Protocol):
+    """A payload whose answers are written text, which guards judge and replace; a classifier's labels are none."""
+
+    def answers(self, reply: Reply) -> Sequence[str]:
+        """The texts that the model wrote."""
+        ...
+
+    def with_answers(self, reply: Reply, texts: Sequence[str]) -> Reply:
+        """The reply with other texts: as many, in the same order."""
         ...
 
 
@@ -46,13 +70,25 @@ class TextPayload:
         """See `Payload.texts`."""
         return self._texts
 
+    def replace(self, texts: Sequence[str]) -> None:
+        """See `Payload.replace`."""
+        self._texts = texts
+
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """See `Payload.request`."""
         return encode_texts(self._texts, outputs), CONTENT_TYPE
 
+    def written(self, reply: Reply) -> Sequence[str]:
+        """See `Payload.written`."""
+        return ()
+
+    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
+        """See `Payload.rewrite`."""
+        return reply
+
 
 class RawPayload:
-    """A protocol request as its bytes; nothing is added to it and nothing is checked."""
+    """A protocol request as its bytes; unless a guard replaces its texts, nothing is changed and nothing is checked."""
 
     asks_for_outputs = False
 
@@ -67,9 +103,28 @@ class RawPayload:
         """
         return decode_request(self._body, self._head_bytes, self._max).texts
 
+    def replace(self, texts: Sequence[str]) -> None:
+        """See `Payload.replace`; the form of the request, JSON or binary, stays as it is.
+
+        Raises:
+            HttpError: The bytes are not a request of the protocol.
+        """
+        self._body, self._head_bytes = replace_texts(self._body, self._head_bytes, texts)
+        self._headers = {name: value for name, value in self._headers.items() if name != HEAD_BYTES}
+        if self._head_bytes is not None:
+            self._headers[HEAD_BYTES] = str(self._head_bytes)
+
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """See `Payload.request`."""
         return self._body, self._headers
+
+    def written(self, reply: Reply) -> Sequence[str]:
+        """See `Payload.written`."""
+        return ()
+
+    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
+        """See `Payload.rewrite`."""
+        return reply
 
 
 @dataclass(slots=True)
@@ -124,8 +179,10 @@ class Exchange:
     _predictions: Predictions | None = None
 
     def take(self, reply: Reply) -> None:
-        """Sets the answer; guards that change one do the same."""
+        """Sets the answer, and what it used, if it tells; guards that change one do the same."""
         self.reply, self._predictions = reply, None
+        if reply.usage is not None:
+            self.usage = reply.usage
 
     def predictions(self) -> Predictions:
         """The answer's contents; call it only when `reply` has status 200.

@@ -8,23 +8,26 @@ long its answer is waited for.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Protocol
 
 import aiohttp
 import orjson
 from yarl import URL
 
-from leitstand.errors import TransientBackendError
-from leitstand.types import Target
+from leitstand.errors import ConfigurationError, TransientBackendError
+from leitstand.types import Target, Usage
+from services.openai_codec import Completion, Piece
 from services.upstream_codec import ALWAYS, VECTORS
 
-__all__ = ["DEADLINE", "HEAD_BYTES", "Offer", "Reply", "UpstreamFailed", "Upstreams"]
+__all__ = ["DEADLINE", "HEAD_BYTES", "AnswerStream", "Chats", "Offer", "Reply", "UpstreamFailed", "Upstreams"]
 
 IDLE_S = 4.0
 ASK_AGAIN_S = 5.0
 DESCRIBE_S = 1.0
+CHAT_PATH = "/chat/completions"
 MAX_ANSWER_BYTES = 64 * 2**20
 HEAD_BYTES = "inference-header-content-length"
 DEADLINE = "x-deadline-ms"
@@ -52,15 +55,40 @@ class UpstreamFailed(TransientBackendError):
         self.alive = alive
 
 
+class AnswerStream(Protocol):
+    """An answer that is still being written; whoever holds it closes it."""
+
+    def pieces(self, deadline: float) -> AsyncIterator[Piece]:
+        """Its parts until `deadline`, a `perf_counter` time. Raises `UpstreamFailed` when it breaks off."""
+        ...
+
+    def close(self) -> None:
+        """Ends the connection, and with it the writing, unless it was read to its end."""
+        ...
+
+
+class Chats(Protocol):
+    """Calls upstreams of kind ``openai`` (`services.chat_upstream`)."""
+
+    async def once(
+        self, session: aiohttp.ClientSession, target: Target, url: URL, body: bytes, headers: Mapping[str, str]
+    ) -> "Reply":
+        """The answer to one call."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An upstream's answer, as it came."""
+    """An upstream's answer, as it came; a chat's is read already, or a `stream` while it is being written."""
 
     status: int
     body: bytes
     content_type: str
     head_bytes: int | None = None
     retry_after: str | None = None
+    usage: Usage | None = None
+    completion: Completion | None = None
+    stream: AnswerStream | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +106,11 @@ class Upstreams:
     Args:
         connect_s: Time to open a connection.
         vectors: Whether to ask for probabilities and embeddings where they are offered.
+        chats: Who calls upstreams of kind ``openai``; None: nobody.
     """
 
-    def __init__(self, *, connect_s: float = 1.0, vectors: bool = True) -> None:
+    def __init__(self, *, connect_s: float = 1.0, vectors: bool = True, chats: Chats | None = None) -> None:
+        self._chats = chats
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         self._vectors = VECTORS if vectors else ("probabilities",)
         self._offers: dict[Target, Offer] = {}
@@ -113,12 +143,16 @@ class Upstreams:
 
         Raises:
             UpstreamFailed: Nothing was answered within `timeout_s`.
+            ConfigurationError: The target does not speak what the path asks for.
         """
+        if (target.kind == "openai") != (path == CHAT_PATH):
+            wanted = "use POST /v1/{use_case}/predict" if target.kind == "v2" else "use POST /v1/chat/completions"
+            raise ConfigurationError(f"The upstream speaks {target.kind}", hint=wanted)
         url = self._url(target.url, path)
         headers = {**headers, DEADLINE: str(int(timeout_s * 1000) + 1)}
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._once(url, body, headers)
+                return await self._once(target, url, body, headers)
         except TimeoutError as error:  # aiohttp's are among them: one to connect counts as never sent
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise UpstreamFailed(f"{target.url} took no connection", "refused", repeatable=True) from error
@@ -149,6 +183,8 @@ class Upstreams:
 
         After `wait_s` the least that every model offers is returned; the question goes on.
         """
+        if target.kind == "openai":
+            return Offer()
         offer = self._offers.get(target)
         if offer is not None and monotonic() < offer.asked_again_at:
             return offer
@@ -168,10 +204,12 @@ class Upstreams:
         self._offers[target] = offer
         return offer
 
-    async def _once(self, url: URL, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+    async def _once(self, target: Target, url: URL, body: bytes | None, headers: Mapping[str, str]) -> Reply:
         session = self._opened
         if session is None:
             raise UpstreamFailed("the gateway is shutting down", "refused")
+        if target.kind == "openai" and self._chats is not None and body is not None:
+            return await self._chats.once(session, target, url, body, headers)
         method = "GET" if body is None else "POST"
         async with session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
             content = await _read(response)
