@@ -96,6 +96,7 @@ def test_a_finished_run_whose_model_was_damaged_is_trained_again(fit: Fit) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from leitstand.settings import S3Settings
 from leitstand.types import Snapshot
 from models.training import train
@@ -106,6 +107,7 @@ def die(done, total, numbers):
     if done == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
 
+torch.set_num_threads({threads})
 snapshot = Snapshot.model_validate_json(Path({snapshot!r}).read_text())
 train(tiny_use_case({base!r}, **{profile!r}), snapshot, profile=None,
       home=Path({home!r}), tracker=InMemoryTracker(), commit="abc", s3=S3Settings(), progress=die)
@@ -119,12 +121,12 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(
     (tmp_path / "snapshot.json").write_text(snapshot.model_dump_json())
     code = KILLED.format(
         step=17,
+        threads=torch.get_num_threads(),  # equal threads, or sums would round differently
         base=str(base),
         profile=profile,
         snapshot=str(tmp_path / "snapshot.json"),
         home=str(tmp_path / "killed"),
     )
-    # The environment is the parent's: equal threads, or sums would round differently.
     child = subprocess.run([sys.executable, "-c", code], cwd=project, timeout=120, check=False)
     assert child.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "killed").rglob("step-*"))) == 2
