@@ -106,7 +106,6 @@ class Authenticator:
         max_bytes: Longer credentials are not looked at.
         remembered: Verified tokens that are kept at most.
         clock: Unix time.
-        closers: What ends with the gateway.
     """
 
     def __init__(
@@ -135,12 +134,15 @@ class Authenticator:
 
     async def __call__(self, exchange: Exchange) -> None:
         """See `Access.__call__`."""
-        verified = await self._verified(exchange.headers)
-        caller = exchange.caller = verified.caller
+        if exchange.caller == ANYBODY:
+            verified = await self._verified(exchange.headers)
+            exchange.caller, person = verified.caller, verified.person
+        else:  # a worker's exchange, whose caller was known when it was queued
+            person = False
+        caller, named = exchange.caller, exchange.subject
         self.permit(caller, exchange.use_case, "predict")
-        named = exchange.subject
         if not named:
-            exchange.subject = caller.subject if verified.person else ""
+            exchange.subject = caller.subject if person else ""
         elif named != caller.subject:
             scope = self._specs(exchange.use_case).scope(exchange.use_case, ON_BEHALF)
             if scope not in caller.scopes:

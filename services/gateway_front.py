@@ -22,6 +22,7 @@ from services.errors import JSON, HttpError, Response, not_found
 from services.exchange import Exchange, RawPayload, TextPayload
 from services.gateway_metrics import REFUSED
 from services.gateway_wiring import Gateway
+from services.json_depth import refuse_deep
 from services.predictions import predictions_of
 from services.problems import problem, problem_for, protocol_error
 from services.recent import RecentAnswer
@@ -58,6 +59,8 @@ class Front:
         self._max_body = gateway.settings.max_body_bytes
         self._max_job_body = gateway.job_settings.max_body_bytes
         self._max_texts = gateway.settings.max_texts
+        self._max_depth = gateway.settings.max_json_depth
+        self._access = gateway.access
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +88,7 @@ class Front:
         """Hands FastAPI a body that was read already, because it would read any length."""
         try:
             body = await read_body(receive, dict(scope["headers"]), limit)
+            refuse_deep(body, self._max_depth)
         except ClientGone:
             return
         except HttpError as error:
@@ -140,7 +144,7 @@ class Front:
             if parts[-1] == "infer":
                 exchange, response = await self._infer(scope, receive, headers, parts, request_id, arrived)
             else:
-                response = await self._metadata(scope["method"], parts, path)
+                response = await self._metadata(scope["method"], headers, parts, path)
         except ClientGone:
             return
         except Exception as error:  # the boundary: whatever it is, the caller gets an answer
@@ -159,7 +163,9 @@ class Front:
         passed = {name.decode(): value.decode("latin-1") for name, value in headers.items() if name in PASSED_ON}
         passed["x-request-id"] = request_id
         length = passed.get(HEAD_BYTES, "")
-        payload = RawPayload(body, passed, int(length) if length.isdigit() else None, self._max_body)
+        head_bytes = int(length) if length.isdigit() else None
+        refuse_deep(body[:head_bytes], self._max_depth)  # what follows the head are numbers and texts, not JSON
+        payload = RawPayload(body, passed, head_bytes, self._max_body)
         exchange = Exchange(
             use_case=use_case, request_id=request_id, subject=_subject(headers), payload=payload,
             path="/".join(parts), deadline=arrived + self._deadline_s, wanted_version=version, arrived=arrived,
@@ -176,20 +182,22 @@ class Front:
             self._recent.add(request_id, RecentAnswer(use_case, 0, exchange.version, exchange.route))
         return exchange, _as_it_came(reply)
 
-    async def _metadata(self, method: str, parts: list[str], path: str) -> Response:
+    async def _metadata(self, method: str, headers: dict[bytes, bytes], parts: list[str], path: str) -> Response:
         if method not in ("GET", "HEAD"):
             raise HttpError(405, f"{method} is not allowed on {path}")
         rest = parts[2:]
-        if not rest:
-            return OK, [JSON], orjson.dumps(
-                {"name": "leitstand-gateway", "version": __version__, "extensions": ["binary_tensor_data"]}
-            )  # fmt: skip
         if rest == ["health", "live"]:
             return OK, [JSON], b'{"live":true}'
         if rest == ["health", "ready"]:
             ready = self.ready
             return (OK, [JSON], b'{"ready":true}') if ready else (503, [JSON], b'{"ready":false}')
+        caller = await self._access.identify(headers)
+        if not rest:
+            return OK, [JSON], orjson.dumps(
+                {"name": "leitstand-gateway", "version": __version__, "extensions": ["binary_tensor_data"]}
+            )  # fmt: skip
         use_case, _ = _model(parts[:-1] if parts[-1] == "ready" else parts)
+        self._access.permit(caller, use_case, "predict")
         _, reply = await self._inference.pass_on(use_case, "/".join(parts), self._deadline_s)
         return _as_it_came(reply)
 
@@ -199,6 +207,7 @@ class Front:
         return self._inference.routes.seen and not self.draining
 
     def _read_texts(self, body: bytes) -> tuple[PredictRequest, list[str]]:
+        refuse_deep(body, self._max_depth)
         asked = PredictRequest.model_validate_json(body)
         texts = [asked.text] if asked.text is not None else asked.texts or []
         if len(texts) > self._max_texts:

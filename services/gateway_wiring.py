@@ -12,10 +12,12 @@ from governance.input_store import open_input_store
 from governance.routes.opening import open_route_store
 from leitstand.errors import LeitstandError
 from leitstand.ports import FeedbackLog, InferenceLog
-from leitstand.settings import GatewaySettings, JobSettings, Settings
+from leitstand.settings import AccessSettings, GatewaySettings, JobSettings, Settings, TlsSettings
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.usecase import find, load
 from services.gates import Gates
+from services.access_wiring import open_access
+from services.authentication import Access, OpenAccess
 from services.inference import Inference
 from services.jobs.opening import job_queue
 from services.jobs.queue import JobQueue
@@ -47,6 +49,9 @@ class Gateway:
     takes_new_labels: Callable[[str], bool]
     recent: RecentRequests = field(default_factory=RecentRequests)
     watchers: tuple[Watcher, ...] = ()
+    access: Access = field(default_factory=OpenAccess)
+    access_settings: AccessSettings = field(default_factory=AccessSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
     policies: Policies = field(default_factory=Policies)
     jobs: JobQueue | None = None
     job_settings: JobSettings = field(default_factory=JobSettings)
@@ -61,16 +66,17 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         authenticate: Takes that policy's place: a worker's callers were authenticated before.
 
     Raises:
-        ConfigurationError: A store's address cannot be understood.
+        ConfigurationError: A store's address cannot be understood, or strangers could use the gateway.
     """
     chosen = settings.gateway
     specs = functools.cache(lambda use_case: _resilience(settings, use_case))
     routes = RouteWatch(open_route_store(settings), chosen.refresh_s, prepare=specs)
     upstreams = Upstreams(connect_s=chosen.connect_s, vectors=chosen.log_vectors)
+    access = open_access(settings)
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
     recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
-    policies = policies or Policies()
+    policies = policies or Policies(authenticate=access)
     if authenticate is not None:
         policies = replace(policies, authenticate=authenticate)
     policies, watchers = watch(settings, policies, upstreams)
@@ -87,6 +93,7 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         settings=chosen, drain_s=settings.serving.drain_s, routes=routes, upstreams=upstreams, recorder=recorder,
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
+        access=access, access_settings=settings.access, tls=settings.tls,
         policies=policies, jobs=job_queue(settings), job_settings=settings.jobs, watchers=watchers,
     )  # fmt: skip
 

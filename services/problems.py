@@ -11,6 +11,7 @@ from leitstand.errors import (
     NotFoundError,
     PolicyDenied,
     QuotaExceeded,
+    ScopeMissing,
     TransientBackendError,
 )  # fmt: skip
 from services.deadlines import DeadlineExceeded
@@ -25,7 +26,7 @@ PROBLEM = (b"content-type", b"application/problem+json")
 TITLES = {
     400: "Bad request", 401: "Not authenticated", 403: "Refused by policy", 404: "Not found",
     405: "Method not allowed", 409: "Conflict", 413: "Too large", 415: "Unsupported body", 422: "Not valid",
-    429: "Limit reached", 500: "Internal error", 502: "Upstream failed", 503: "No capacity",
+    429: "Limit reached", 431: "Headers too large", 500: "Internal error", 502: "Upstream failed", 503: "No capacity",
     504: "Upstream too slow",
 }  # fmt: skip
 STATUS = {"timeout": 504, "error": 502, "garbled": 502}  # of `UpstreamFailed`; the other reasons may pass: 503
@@ -46,22 +47,34 @@ def problem_for(error: BaseException, request_id: str = "") -> Response:
     more: dict[str, object] = {"reasons": error.reasons} if isinstance(error, ContentBlocked) else {}
     more |= {"limit": error.limit} if isinstance(error, QuotaExceeded) else {}
     response = problem(status, detail, request_id=request_id, hint=hint, **more)
-    return _with_retry(response, retry_after_s)
+    return _with_headers(response, error, retry_after_s)
 
 
 def protocol_error(error: BaseException) -> Response:
     """The same as ``{"error": "..."}``, which clients of the protocol expect."""
     status, detail, hint, retry_after_s = _explained(error)
     text = f"{detail}; {hint}" if hint and status < 500 else detail  # noqa: PLR2004
-    return _with_retry((status, [JSON], orjson.dumps({"error": text})), retry_after_s)
+    return _with_headers((status, [JSON], orjson.dumps({"error": text})), error, retry_after_s)
 
 
-def _with_retry(response: Response, retry_after_s: float | None) -> Response:
-    if response[0] == 401:  # noqa: PLR2004
-        response[1].append((b"www-authenticate", b"Bearer"))
+def _with_headers(response: Response, error: BaseException, retry_after_s: float | None) -> Response:
+    challenge = _challenge(error)
+    if challenge:
+        response[1].append((b"www-authenticate", challenge.encode("ascii", "replace")))
     if retry_after_s is not None:
         response[1].append((b"retry-after", str(max(1, round(retry_after_s))).encode()))
     return response
+
+
+def _challenge(error: BaseException) -> str:
+    """The header `WWW-Authenticate` of RFC 6750, section 3; only a request with a credential learns what is wrong."""
+    if isinstance(error, ScopeMissing):
+        return f'Bearer realm="leitstand", error="insufficient_scope", scope="{error.scope}"'
+    if isinstance(error, AuthenticationFailed):
+        said = error.message.replace("\\", "").replace('"', "'")
+        reason = f', error="{error.code}", error_description="{said}"' if error.code else ""
+        return f'Bearer realm="leitstand"{reason}'
+    return ""
 
 
 def _explained(error: BaseException) -> tuple[int, str, str | None, float | None]:
