@@ -4,6 +4,8 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 
 __all__ = [
     "ACCESS_LINES_DROPPED",
+    "AUDIT_RECORDS",
+    "AUDIT_UP",
     "AUTHENTICATED",
     "BREAKER_OPENED",
     "BREAKER_STATE",
@@ -148,3 +150,9 @@ JOBS_DEAD = Gauge("jobs_dead_letters", "Jobs that failed for good and can be rep
 JOBS_BYTES = Gauge("jobs_input_bytes", "Sealed texts of open jobs and dead letters")
 JOBS_OLDEST = Gauge("jobs_oldest_seconds", "Age of the oldest job that did not end")
 JOBS_STORE_UP = Gauge("jobs_store_up", "1 when the job queue answered at the last attempt")
+AUDIT_RECORDS = Counter(
+    "gateway_audit_records_total",
+    "Audit records by mode and outcome: durable, unavailable (answered 503), queued, lost (no room)",
+    ["mode", "outcome"],
+)
+AUDIT_UP = Gauge("gateway_audit_up", "1 when the audit trail can be written")

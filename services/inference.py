@@ -109,8 +109,7 @@ class Inference:
                 exchange.error = error
                 raise
             finally:
-                await self._policies.settle(exchange)
-                await self._policies.audit(exchange)
+                await self._finish(exchange)
         finally:
             self._leave(exchange)
         reply = exchange.reply
@@ -155,6 +154,16 @@ class Inference:
         await self._call(exchange, choice)
         await policies.guard_output(exchange)
         return choice
+
+    async def _finish(self, exchange: Exchange) -> None:
+        """A budget that cannot be settled is on record, too."""
+        try:
+            await self._policies.settle(exchange)
+        except BaseException as error:
+            exchange.error = exchange.error or error
+            raise
+        finally:
+            await self._policies.audit(exchange)
 
     def _enter(self) -> None:
         if self._in_flight >= self._max_in_flight:

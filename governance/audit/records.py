@@ -43,12 +43,14 @@ class Entry:
         facts: The fields of `InferenceRecord` that are not encrypted, as JSON can hold them.
         input: What was asked, or None when it is not kept.
         output: What was answered, or None when there was no answer.
+        who: The subject and the caller by name, or None when nobody was named.
     """
 
     scope: Scope
     facts: dict[str, Any]
     input: Content | None = None
     output: Content | None = None
+    who: Content | None = None
 
 
 class _Read(BaseModel):
@@ -86,6 +88,7 @@ class InferenceRecord(_Read):
     bento: str = Field(default="", description="digest of the Bento, when the upstream told it")
     path: str = ""
     parameters: Mapping[str, Any] = Field(default_factory=dict, description="decoding parameters, seed included")
+    who: Sealed | None = Field(default=None, description="subject and caller by name")
     input: Sealed | None = None
     output: Sealed | None = None
     sources: Sequence[Any] = Field(default=(), description="what was retrieved for the answer")
@@ -119,7 +122,7 @@ class TrailEvent(_Read):
 def encode(entry: Entry, key: SubjectKey, chain: str, sequence: int) -> bytes:
     """The body of a record, encrypted for its place."""
     record = {"schema_version": 1, "kind": "inference", **entry.facts, "subject": key.name}
-    for name, content in (("input", entry.input), ("output", entry.output)):
+    for name, content in (("who", entry.who), ("input", entry.input), ("output", entry.output)):
         if content is not None:
             record[name] = _seal(content, key, place(chain, sequence, name))
     return orjson.dumps(record, option=orjson.OPT_UTC_Z, default=_readable)
