@@ -14,6 +14,8 @@ __all__ = [
     "FALLBACKS",
     "FALLBACK_ANSWERS",
     "FEEDBACK",
+    "FIRST_TOKEN",
+    "GUARDED",
     "HEDGES",
     "HTTP_LATENCY",
     "HTTP_REQUESTS",
@@ -38,9 +40,11 @@ __all__ = [
     "SHADOWS",
     "SHED",
     "STORE_UP",
+    "STREAMS",
     "TOKENS",
     "TOO_SHORT",
     "UPSTREAM_IN_FLIGHT",
+    "VERDICTS",
 ]  # fmt: skip
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -65,6 +69,17 @@ LATENCY = Histogram(
     "Time from a request's arrival to its answer, status 200 only; of a shadow, the time of its call",
     ["use_case", "version", "route"],
     buckets=SECONDS,
+)
+FIRST_TOKEN = Histogram(
+    "gateway_first_token_seconds",
+    "Time from a request's arrival to the first text of its stream, before a guard holds it back",
+    ["use_case", "version", "route"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+STREAMS = Counter(
+    "gateway_streams_total",
+    "Streamed answers by how they ended: complete, blocked, failed, gone (nobody listened any more)",
+    ["use_case", "ended"],
 )
 OVERHEAD = Histogram(
     "gateway_overhead_seconds",
@@ -118,6 +133,16 @@ AUTHENTICATED = Counter(
     "gateway_authentications_total",
     "Credentials by kind (jwt, api-key, none) and outcome: accepted, refused (none that counts)",
     ["method", "outcome"],
+)
+VERDICTS = Counter(
+    "gateway_guard_verdicts_total",
+    "Findings of guard rules; reasons are codes of the rules, never text",
+    ["use_case", "stage", "action", "reason"],
+)
+GUARDED = Counter(
+    "gateway_guarded_answers_total",
+    "Written answers that guards looked at, by the worst outcome: pass, mask, review, block",
+    ["use_case", "version", "route", "outcome"],
 )
 FEEDBACK = Counter("gateway_feedback_total", "Feedback by outcome", ["use_case", "outcome"])
 JUDGED = Counter(

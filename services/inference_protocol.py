@@ -16,7 +16,7 @@ import orjson
 from services.batching import Answer
 from services.errors import bad_request, too_large
 
-__all__ = ["DATATYPES", "OUTPUTS", "InferRequest", "check_texts", "decode_request", "encode_response"]
+__all__ = ["DATATYPES", "OUTPUTS", "InferRequest", "check_texts", "decode_request", "encode_response", "replace_texts"]
 
 OUTPUTS = ("label", "score", "abstain")
 VECTORS = frozenset(("probabilities", "embedding"))
@@ -93,6 +93,21 @@ def encode_response(
         document["id"] = request.request_id
     head = orjson.dumps(document, option=options)
     return (head + b"".join(tail), len(head)) if tail else (head, None)
+
+
+def replace_texts(body: bytes, json_bytes: int | None, texts: Sequence[str]) -> tuple[bytes, int | None]:
+    """A checked request with other texts, as many as it has: its body, and the length of the JSON part as before."""
+    document = orjson.loads(body if json_bytes is None else memoryview(body)[:json_bytes])
+    tensor = _only_input(document)
+    parameters = _parameters(tensor)
+    if "binary_data_size" not in parameters:
+        tensor["data"] = list(texts)
+        head, tail = orjson.dumps(document), b""
+    else:
+        tail = _pack("text", texts)
+        parameters["binary_data_size"] = len(tail)
+        head = orjson.dumps(document)
+    return head + tail, None if json_bytes is None else len(head)
 
 
 def _only_input(document: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,10 @@ chunks gets out: what `feed` returns has been judged. How the text was cut into 
 together equal the output for the whole text at once. Tokens of the request's `Vault` are restored, also when they
 arrive in pieces.
 
-    guard = chain.answer_guard(request, vault)
+    guard = chain.answer_guard(request, vault)   # in the gateway: services.guarding.stream_guard(exchange)
     async for chunk in answer:
-        send(guard.feed(chunk))      # may be empty; raises ContentBlocked
-    send(guard.finish())             # the rest, a missing disclaimer; raises ContentBlocked
-    exchange.verdicts += guard.verdicts
+        send(guard.feed(chunk))                  # may be empty; raises ContentBlocked
+    send(guard.finish())                         # the rest, a missing disclaimer; raises ContentBlocked
 
 Rules about whole texts (minimum length, language, claims, disclaimers) decide in `finish`: what they block has left
 by then.
