@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import structlog
 
@@ -27,7 +29,7 @@ from monitors.decision import decide, report_digest
 from monitors.health import look
 from monitors.report_record import file_stem
 from monitors.retrainings import Retraining
-from monitors.windows import DUPLICATES_KEY, FUTURE_KEY, iterate_window, read_window
+from monitors.windows import DUPLICATES_KEY, FUTURE_KEY, WINDOW_SCHEMA, iterate_window, read_window
 
 __all__ = ["DriftCheck", "Window", "check_drift", "due_window", "kept_reports", "report_window"]
 
@@ -139,16 +141,15 @@ def report_window(
     adapters, name = loop.adapters, use_case.name
     version = serving_version(adapters, name)
     reference = reference_of(adapters, use_case, version)
-    rows = read_window(
-        loop.log, name, window.start, window.end, version=version, route="stable",
-        feedback=loop.feedback.entries(name), now=now,
-    )  # fmt: skip
-    verdict = _kept_report(loop, name, version, window) or _verdict(reference, rows.to_batches(), version, window)
+    rows, whole = _sampled(loop, name, version, window, now, sample_rows)
+    verdict = _kept_report(loop, name, version, window) or _verdict(
+        reference, _batches(loop, name, version, window, now, []), version, window
+    )
     folder, workspace = adapters.home / "reports" / name, adapters.home / "reports" / "evidently"
     subject = Subject(use_case=name, title=use_case.title, version=version, start=window.start, end=window.end)
     built = build_report(
         reference.rows(), rows, subject=subject, out=folder, drift=verdict, workspace=workspace,
-        sample_rows=sample_rows,
+        sample_rows=sample_rows, whole=whole,
     )  # fmt: skip
     gone = retain(folder, Retention(), now=now, workspace=workspace)
     write_index(folder, name, title=use_case.title, now=now)
@@ -157,6 +158,26 @@ def report_window(
         publish(blobs, folder, name, [built.record.stem])
         withdraw(blobs, name, gone)
     return built.html
+
+
+def _sampled(
+    loop: Loop, name: str, version: int, window: Window, now: datetime, rows: int
+) -> tuple[pa.Table, pa.Table]:
+    """The rows that a report is drawn from, and the labels of all rows. Two passes: only labels are held whole."""
+    from monitors.report_data import draw
+
+    scope: dict[str, Any] = {
+        "version": version, "route": "stable", "feedback": loop.feedback.entries(name), "now": now
+    }  # fmt: skip
+    whole = read_window(loop.log, name, window.start, window.end, columns=["label", "feedback_label"], **scope)
+    wanted = draw(whole["label"], rows, np.random.default_rng(0))
+    parts, begin = [], 0
+    for batch in iterate_window(loop.log, name, window.start, window.end, **scope):
+        end = begin + batch.num_rows
+        mine = wanted[np.searchsorted(wanted, begin) : np.searchsorted(wanted, end)] - begin
+        parts.append(batch.take(pa.array(mine)).replace_schema_metadata(None))
+        begin = end
+    return pa.Table.from_batches(parts, WINDOW_SCHEMA) if parts else WINDOW_SCHEMA.empty_table(), whole
 
 
 def kept_reports(loop: Loop, name: str, *, limit: int = 20) -> list[DriftReport]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from leitstand.errors import ConfigurationError, bounded
 
-__all__ = ["MINIMUM_ROWS", "ReportData", "prepare"]
+__all__ = ["MINIMUM_ROWS", "ReportData", "draw", "prepare"]
 
 MINIMUM_ROWS = 10
 COMPONENTS = 4
@@ -84,7 +84,24 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
 
 
-def prepare(reference: pa.Table, window: pa.Table, *, sample_rows: int, seed: int) -> ReportData:
+def draw(labels: pa.ChunkedArray, rows: int, random: np.random.Generator) -> np.ndarray:
+    """Positions of at most `rows` rows in their order, drawn evenly through the labels.
+
+    Each label keeps its share but for a row (systematic sampling).
+    """
+    total = len(labels)
+    if total <= rows:
+        return np.arange(total)
+    codes = pc.rank(labels.cast(pa.string()), tiebreaker="dense").to_numpy()  # type: ignore[attr-defined]
+    order = random.permutation(total)
+    order = order[np.argsort(codes[order], kind="stable")]  # by label, in random order within each
+    picked = ((np.arange(rows) + random.random()) * total / rows).astype(int)
+    return np.sort(order[picked])
+
+
+def prepare(
+    reference: pa.Table, window: pa.Table, *, sample_rows: int, seed: int, whole: pa.Table | None = None
+) -> ReportData:
     """Samples both tables and makes comparable frames of them.
 
     Args:
@@ -92,6 +109,7 @@ def prepare(reference: pa.Table, window: pa.Table, *, sample_rows: int, seed: in
         window: Rows of the current window; may be empty.
         sample_rows: Most rows of either table to use, at least 1.
         seed: Decides which rows.
+        whole: When `window` holds only rows that `draw` chose: ``label`` and ``feedback_label`` of all rows.
 
     Raises:
         ConfigurationError: The reference is empty, or one of the tables lacks `label` or `score` or has a
@@ -99,8 +117,9 @@ def prepare(reference: pa.Table, window: pa.Table, *, sample_rows: int, seed: in
     """
     _check_schemas(reference, window)
     random = np.random.default_rng(seed)
-    tables = [_sample(table, sample_rows, random) for table in (reference, window)]
-    labelled = [_labelled(table) for table in (reference, window)]
+    everything = window if whole is None else whole
+    tables = [table.take(draw(table["label"], sample_rows, random)) for table in (reference, window)]
+    labelled = [_labelled(table) for table in (reference, everything)]
     rows_with_labels = len(labelled[1])
     pairs = [frame.iloc[_some(len(frame), sample_rows, random)] for frame in labelled]
     draft = _Draft()
@@ -116,8 +135,8 @@ def prepare(reference: pa.Table, window: pa.Table, *, sample_rows: int, seed: in
         numbers=draft.numbers,
         categories=draft.categories,
         labelled_rows=rows_with_labels,
-        sampling=_sampling(len(window), len(tables[1]), len(reference), len(tables[0]), seed),
-        exactness=_exactness(len(window), len(tables[1]), len(tables[0]), pairs[1]),
+        sampling=_sampling(len(everything), len(tables[1]), len(reference), len(tables[0]), seed),
+        exactness=_exactness(len(everything), len(tables[1]), len(tables[0]), pairs[1]),
         notes=tuple(draft.notes),
     )
 
@@ -158,17 +177,6 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _sample(table: pa.Table, rows: int, random: np.random.Generator) -> pa.Table:
-    """At most `rows` rows in their order, drawn evenly through the labels: each keeps its share but for a row."""
-    if len(table) <= rows:
-        return table
-    codes = pc.rank(table["label"].cast(pa.string()), tiebreaker="dense").to_numpy()  # type: ignore[attr-defined]
-    order = random.permutation(len(table))
-    order = order[np.argsort(codes[order], kind="stable")]  # by label, in random order within each
-    picked = ((np.arange(rows) + random.random()) * len(table) / rows).astype(int)
-    return table.take(np.sort(order[picked]))
 
 
 def _some(total: int, rows: int, random: np.random.Generator) -> np.ndarray:

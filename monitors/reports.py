@@ -40,8 +40,9 @@ with warnings.catch_warnings():  # evidently 0.7 uses what litestar and numpy ca
     from evidently.sdk.panels import line_plot_panel
     from evidently.ui.workspace import Workspace
 
-__all__ = ["ReportFiles", "Subject", "build_report"]
+__all__ = ["SAMPLE_ROWS", "ReportFiles", "Subject", "build_report"]
 
+SAMPLE_ROWS = 10_000
 _TEMPLATES = Path(__file__).parent / "templates"
 _CSS = {"drifted": "fail", "ok": "pass", "insufficient": "open", "not judged": "open"}
 # The page asks nobody for anything, whatever its script would like.
@@ -105,8 +106,9 @@ def build_report(
     out: Path,
     drift: DriftReport | None = None,
     workspace: Path | None = None,
-    sample_rows: int = 10_000,
+    sample_rows: int = SAMPLE_ROWS,
     seed: int = 0,
+    whole: pa.Table | None = None,
 ) -> ReportFiles:
     """Builds the report of one window and writes page and record into `out`.
 
@@ -120,22 +122,24 @@ def build_report(
         workspace: Evidently workspace that gets the snapshot; None leaves it out.
         sample_rows: Most rows of either table that are drawn from.
         seed: Decides which rows.
+        whole: When `window` is a sample that was drawn already: ``label`` and ``feedback_label`` of every row.
 
     Raises:
         ConfigurationError: The reference is empty, or a table has another schema; nothing is written.
     """
     started = time.perf_counter()
-    data = prepare(reference, window, sample_rows=sample_rows, seed=seed)
+    data = prepare(reference, window, sample_rows=sample_rows, seed=seed, whole=whole)
+    rows = len(window if whole is None else whole)
     notes = list(data.notes)
     snapshot = None
     if len(data.window) >= MINIMUM_ROWS:
         snapshot = _snapshot(data, subject, notes)
     else:
-        notes = [f"The window holds {len(window)} rows; fewer than {MINIMUM_ROWS} are not compared with anything."]
+        notes = [f"The window holds {rows} rows; fewer than {MINIMUM_ROWS} are not compared with anything."]
     stem = file_stem(subject.start, subject.end, subject.version)
     record = WindowReport(
         use_case=subject.use_case, title=subject.title, version=subject.version,
-        window_start=subject.start, window_end=subject.end, rows=len(window), reference_rows=len(reference),
+        window_start=subject.start, window_end=subject.end, rows=rows, reference_rows=len(reference),
         labelled_rows=data.labelled_rows, sampled_rows=len(data.window), sampled_reference_rows=len(data.reference),
         sampling=data.sampling, exactness=data.exactness, notes=tuple(notes), drift=drift,
         metrics=_metrics(snapshot), html=f"{stem}.html", html_digest="", built_at=utc_now(), seconds=0.0,
@@ -148,7 +152,7 @@ def build_report(
     record = record.model_copy(update={"html_digest": digest_bytes(page.encode()), "seconds": seconds})
     json = write_text(out / f"{stem}.json", record.model_dump_json(indent=1))
     return ReportFiles(
-        html=html, json=json, record=record, sampled_from=len(window), sampled_rows=len(data.window), seconds=seconds
+        html=html, json=json, record=record, sampled_from=rows, sampled_rows=len(data.window), seconds=seconds
     )
 
 

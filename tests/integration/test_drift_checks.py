@@ -213,6 +213,19 @@ def test_the_page_of_a_window_shows_the_kept_verdict_and_stands_in_the_index(her
     assert WindowReport.model_validate_json(empty.with_suffix(".json").read_bytes()).verdict == "insufficient"
 
 
+def test_a_report_on_a_sample_counts_every_row_and_label_of_the_window(here: World) -> None:
+    for row in here.answer(normal_texts(400, 7)[0], NOW - HOUR, HOUR):
+        right = Feedback(
+            feedback_id=row.request_id, request_id=row.request_id, use_case="tiny", label=row.label, source="ann",
+            at=row.at,
+        )  # fmt: skip
+        here.loop.feedback.record(right)
+    page = report_window(here.loop, here.use_case, due_window(HOUR, NOW), now=NOW, sample_rows=100)
+    record = WindowReport.model_validate_json(page.with_suffix(".json").read_bytes())
+    assert (record.rows, record.sampled_rows, record.labelled_rows) == (400, 100, 400)
+    assert "100 of the 400 rows of the window" in record.sampling
+
+
 def test_windows_follow_each_other_and_do_not_depend_on_when_they_are_asked_for() -> None:
     one = due_window(HOUR, NOW + timedelta(minutes=2))
     assert one == due_window(HOUR, NOW + timedelta(minutes=59))
