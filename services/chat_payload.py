@@ -6,6 +6,7 @@ probabilities would tell what they masked. A use case lets single fields pass (`
 """
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,12 @@ class ChatPayload:
             return reply
         (text,) = texts
         return whole(replace(reply.completion, text=text))
+
+    def unstreamed(self) -> "ChatPayload":
+        """The same request for an answer as a whole."""
+        other = copy(self)
+        other.stream = False
+        return other
 
     def parameters(self) -> dict[str, Any]:
         """How the answer is sampled, for the record."""

@@ -13,12 +13,17 @@ none, the error in ``exchange.notes["refusal"]`` is raised.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 
-from leitstand.errors import NotFoundError, PermanentBackendError, PolicyDenied, TransientBackendError
+from leitstand.errors import ContentBlocked, NotFoundError, PermanentBackendError, PolicyDenied, TransientBackendError
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.types import RouteTable, Target, utc_now
 from services import protected_calls
+from services.breakers import REFUSED
+from services.chat_payload import ChatPayload
 from services.deadlines import DeadlineExceeded, shorten, time_left
 from services.exchange import Exchange
 from services.gates import Gates
@@ -31,14 +36,17 @@ from services.gateway_metrics import (
     OVERHEAD,
     REQUESTS,
     SHADOWS,
+    STREAMS,
     TOO_SHORT,
 )
+from services.openai_codec import Piece
 from services.policies import Policies
 from services.recording import Answered, Recorder
 from services.route_watch import RouteWatch
 from services.routing import Choice, Route, choose, insist
 from services.scheduling import Overloaded
 from services.shedding import Shedder
+from services.streaming import StreamedAnswer
 from services.upstream_codec import decode_answer
 from services.upstreams import Offer, Reply, UpstreamFailed, Upstreams
 
@@ -47,7 +55,7 @@ __all__ = ["Inference"]
 OK = 200
 SERVER_ERROR, BAD_GATEWAY, BUSY, TOO_SLOW = 500, 502, 503, 504
 CANARY_SHARE = 0.5
-SHADOW_DEADLINE_S = 5.0
+SHADOW_DEADLINE_S, CHAT_SHADOW_DEADLINE_S = 5.0, 60.0
 FALLBACK = b"x-leitstand-fallback"
 STANDARD = ResilienceSpec()
 
@@ -120,6 +128,78 @@ class Inference:
                 self._start_shadow(exchange, choice.shadow)
         return reply
 
+    async def stream(self, exchange: Exchange, *, buffered: bool = False) -> AsyncIterator[Piece]:
+        """`run` for an answer that leaves while it is written; close the iterator when nobody listens any more.
+
+        Everything that refuses a request raises before the first piece, as in `run`; so does what breaks off later,
+        then after pieces that have left. Without any piece, the upstream's refusal is the exchange's reply.
+
+        Args:
+            exchange: Its payload asks for a stream.
+            buffered: Whether nothing may leave before all of it was guarded and recorded.
+
+        Raises:
+            ContentBlocked: A guard ends it.
+            UpstreamFailed: It broke off.
+        """
+        self._enter()
+        choice = answer = None
+        try:
+            try:
+                shorten(exchange)
+                choice = await self._decide(exchange)
+                answer = self._begin(exchange, buffered=buffered)
+                if answer is not None:
+                    async with aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
+                        async for piece in pieces:
+                            yield piece
+                    answer.end()
+                    if buffered:
+                        await self._policies.guard_output(exchange)
+            except BaseException as error:
+                self._broken(exchange, error, answer)
+                raise
+            finally:
+                await self._finish(exchange)
+        finally:
+            self._leave(exchange)
+        if answer is None:
+            return
+        STREAMS.labels(exchange.use_case, "complete").inc()
+        for piece in answer.rest():
+            yield piece
+        reply = exchange.reply
+        assert reply is not None  # noqa: S101 -- `end` sets it
+        self._log(exchange, reply)
+        if choice.shadow is not None and exchange.route != "fallback" and isinstance(exchange.payload, ChatPayload):
+            self._start_shadow(replace(exchange, payload=exchange.payload.unstreamed()), choice.shadow)
+
+    def _begin(self, exchange: Exchange, *, buffered: bool) -> StreamedAnswer | None:
+        reply = exchange.reply
+        if reply is None or reply.stream is None:
+            return None
+        guard = None if buffered else self._policies.guard_stream(exchange)
+        return StreamedAnswer(exchange, reply.stream, guard, buffered=buffered)
+
+    def _broken(self, exchange: Exchange, error: BaseException, answer: StreamedAnswer | None) -> None:
+        """Says how it ended; an upstream that breaks off in the middle failed as much as one that never answers."""
+        gone = isinstance(error, GeneratorExit | asyncio.CancelledError)
+        exchange.error = asyncio.CancelledError() if gone else error
+        reply = exchange.reply
+        if answer is None:
+            if reply is not None and reply.stream is not None:
+                reply.stream.close()
+            return
+        if reply is not None and reply.stream is not None:
+            answer.end()
+        ended = "gone" if gone else "blocked" if isinstance(error, ContentBlocked) else "failed"
+        STREAMS.labels(exchange.use_case, ended).inc()
+        if isinstance(error, UpstreamFailed):
+            FAILURES.labels(exchange.use_case, str(exchange.version), exchange.route, error.reason).inc()
+            breaker = self.gates.of(exchange.use_case, answer.target).breaker
+            if (ticket := breaker.enter()) != REFUSED:
+                breaker.leave(ticket, "failed")
+
     async def pass_on(self, use_case: str, path: str, timeout_s: float) -> tuple[Target, Reply]:
         """GETs `path` from the stable upstream: metadata, which belongs to no exchange.
 
@@ -152,7 +232,8 @@ class Inference:
         await policies.guard_input(exchange)
         choice = self._route(exchange)
         await self._call(exchange, choice)
-        await policies.guard_output(exchange)
+        if exchange.reply is None or exchange.reply.stream is None:  # a stream is guarded while it is written
+            await policies.guard_output(exchange)
         return choice
 
     async def _finish(self, exchange: Exchange) -> None:
@@ -310,20 +391,28 @@ class Inference:
 
         try:
             gate = self.gates.of(exchange.use_case, target)
-            reply = await protected_calls.call(
-                gate, attempt, SHADOW_DEADLINE_S, use_case=exchange.use_case, alone=False
-            )  # fmt: skip
+            patience_s = CHAT_SHADOW_DEADLINE_S if target.kind == "openai" else SHADOW_DEADLINE_S
+            reply = await protected_calls.call(gate, attempt, patience_s, use_case=exchange.use_case, alone=False)
             if reply.status == OK:
-                answer = decode_answer(reply.body, reply.head_bytes)
-                outcome = "agree" if answer.labels == exchange.predictions().labels else "disagree"
+                same, version = _compared(exchange, reply)
+                outcome = "agree" if same else "disagree"
                 elapsed = perf_counter() - start
                 LATENCY.labels(exchange.use_case, str(target.version), "shadow").observe(elapsed)
-                self._log(exchange, reply, version=answer.version or target.version, route="shadow", ms=elapsed * 1000)
+                self._log(exchange, reply, version=version or target.version, route="shadow", ms=elapsed * 1000)
         except UpstreamFailed as error:
             FAILURES.labels(exchange.use_case, str(target.version), "shadow", error.reason).inc()
         except PermanentBackendError:
             FAILURES.labels(exchange.use_case, str(target.version), "shadow", "garbled").inc()
         SHADOWS.labels(exchange.use_case, str(target.version), outcome).inc()
+
+
+def _compared(exchange: Exchange, reply: Reply) -> tuple[bool, int]:
+    """Whether the shadow's answer is the one that was given, and its version, when it says; of chats, the same text."""
+    if reply.completion is not None:
+        assert exchange.reply is not None  # noqa: S101 -- shadows follow answers
+        return exchange.payload.written(reply) == exchange.payload.written(exchange.reply), 0
+    answer = decode_answer(reply.body, reply.head_bytes)
+    return answer.labels == exchange.predictions().labels, answer.version
 
 
 def _only_fallback(exchange: Exchange, choice: Choice) -> Choice:

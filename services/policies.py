@@ -10,12 +10,14 @@ in this order, around the stages *route*, *call* and *log*, which belong to the 
 they raise replaces the answer. `exchange.error` tells them how it ended.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from leitstand.types import Verdict
 from services.exchange import Exchange
 
-__all__ = ["Policies", "Policy", "admit_everything"]
+__all__ = ["Policies", "Policy", "StreamGuard", "admit_everything"]
 
 
 class Policy(Protocol):
@@ -24,6 +26,27 @@ class Policy(Protocol):
     async def __call__(self, exchange: Exchange) -> None:
         """Returns to let the exchange go on."""
         ...
+
+
+class StreamGuard(Protocol):
+    """Judges an answer while it is written (`governance.guards.stream`)."""
+
+    @property
+    def verdicts(self) -> Sequence[Verdict]:
+        """What its rules said so far."""
+        ...
+
+    def feed(self, chunk: str) -> str:
+        """Takes the next piece and returns what may leave now; raises `ContentBlocked`."""
+        ...
+
+    def finish(self) -> str:
+        """Returns the rest; raises `ContentBlocked`."""
+        ...
+
+
+def _unguarded(exchange: Exchange) -> StreamGuard | None:
+    return None
 
 
 async def admit_everything(exchange: Exchange) -> None:
@@ -39,6 +62,7 @@ class Policies:
         admit: Rates and budgets: reserves what the request may cost.
         guard_input: Looks at the texts before any model sees them.
         guard_output: Looks at the answer before the caller sees it.
+        guard_stream: Makes what looks at an answer that leaves while it is written; None: nobody looks.
         settle: Books what was reserved, or gives it back.
         audit: Writes the record that must exist before the answer leaves.
     """
@@ -47,5 +71,6 @@ class Policies:
     admit: Policy = admit_everything
     guard_input: Policy = admit_everything
     guard_output: Policy = admit_everything
+    guard_stream: Callable[[Exchange], StreamGuard | None] = _unguarded
     settle: Policy = admit_everything
     audit: Policy = admit_everything

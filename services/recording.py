@@ -24,7 +24,7 @@ from services.gateway_metrics import DOUBT, ROWS_DROPPED
 from services.upstream_codec import Predictions, decode_answer
 from services.upstreams import Reply
 
-__all__ = ["Answered", "Recorder", "pseudonym", "window_rows"]
+__all__ = ["Answered", "Recorder", "chat_row", "pseudonym", "window_rows"]
 
 PAUSE_S = 0.05
 
@@ -99,7 +99,7 @@ class Recorder:
                     KeptTexts(each.use_case, each.request_id, each.payload.texts(), each.at,
                               pseudonym(each.subject, self._key))
                     for each in batch
-                    if each.route != "shadow"
+                    if each.route != "shadow" and each.reply.completion is None
                 ]
             )  # fmt: skip
         except Exception as error:  # the boundary: a full disk costs texts, not the log
@@ -107,6 +107,9 @@ class Recorder:
 
     def _record(self, answered: Answered) -> None:
         try:
+            if answered.reply.completion is not None:
+                self._record_chat(answered)
+                return
             texts = answered.payload.texts()
             predictions = decode_answer(answered.reply.body, answered.reply.head_bytes)
             rows = window_rows(answered, texts, predictions, self._key)
@@ -118,6 +121,22 @@ class Recorder:
             ROWS_DROPPED.inc()
             logger.warning("An answer is missing in the inference log", request=answered.request_id,
                 cause=str(error)[:300])  # fmt: skip
+
+    def _record_chat(self, answered: Answered) -> None:
+        text = answered.payload.texts()[-1]
+        self._log.append([chat_row(answered, text, self._key)], [text])
+
+
+def chat_row(answered: Answered, text: str, subject_key: bytes = b"") -> WindowRow:
+    """The row of a chat: statistics of what was said last, and no label, since nothing was classified."""
+    said, usage = text_statistics(text), answered.reply.usage
+    return WindowRow(
+        request_id=answered.request_id, index=0, at=answered.at, use_case=answered.use_case, version=answered.version,
+        route=answered.route, subject=pseudonym(answered.subject, subject_key), label="", score=1.0, abstain=False,
+        probabilities=b"", embedding=b"", characters=said.characters, words=said.words,
+        tokens=usage.tokens_in if usage else 0, digit_share=said.digit_share, upper_share=said.upper_share,
+        non_ascii_share=said.non_ascii_share, language="", latency_ms=answered.latency_ms,
+    )  # fmt: skip
 
 
 def window_rows(

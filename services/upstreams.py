@@ -58,6 +58,8 @@ class UpstreamFailed(TransientBackendError):
 class AnswerStream(Protocol):
     """An answer that is still being written; whoever holds it closes it."""
 
+    target: Target
+
     def pieces(self, deadline: float) -> AsyncIterator[Piece]:
         """Its parts until `deadline`, a `perf_counter` time. Raises `UpstreamFailed` when it breaks off."""
         ...

@@ -195,7 +195,7 @@ def recording(seen: list[str], *, refuse: str = "") -> Policies:
 
 async def test_policies_decide_in_the_documented_order() -> None:
     seen: list[str] = []
-    assert [field.name for field in dataclasses.fields(Policies)] == list(STAGES)
+    assert [field.name for field in dataclasses.fields(Policies) if field.name != "guard_stream"] == list(STAGES)
     async with bench(GOOD, policies=recording(seen)) as parts:
         await parts.ask()
     assert seen == list(STAGES)
