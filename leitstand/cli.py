@@ -40,6 +40,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
     "drift": ("drift", "Judge windows of traffic, and see what was judged and decided."),
     "retrain": ("retrain", "Train a challenger on base and labelled feedback, and start its rollout."),
+    "audit": ("audit", "Verify, show, export, anchor and prune the audit trail; erase a subject; bundle evidence."),
+    "explain": ("explain", "Walk from a request to its model version, data, code, run, gates and approver."),
+    "replay": ("replay", "Run a recorded input again on the version that answered it."),
     "checks": ("checks", "Run the nightly checks by hand; list and restore backups of the state."),
     "reports": ("reports", "List drift reports, find their pages, show their history."),
 }

@@ -30,7 +30,7 @@ from leitstand.errors import IntegrityError
 from leitstand.files import write_text
 from leitstand.types import utc_now
 
-__all__ = ["Chain", "event"]
+__all__ = ["Chain", "add_line", "event"]
 
 SEGMENT_BYTES = 64 * 2**20
 HEAD_S = 1.0
@@ -120,7 +120,7 @@ class Chain:
             return
         line = self._signer.statement(kind, self.name, self.sequence, self._hash.decode())
         if force or now - self._kept_at >= KEEP_HEAD_S:
-            _add_line(self._folder / "heads.jsonl", line)
+            add_line(self._folder / "heads.jsonl", line)
             self._kept_at = now
         write_text(self._folder / "head.json", line.decode())
         self._signed, self._signed_at = self.sequence, now
@@ -191,7 +191,7 @@ class Chain:
         self.sign(0.0, kind="opened", force=True)
         if not begun:
             first = self._signer.statement("begun", self.name, 1, _first_hash(self._folder))
-            _add_line(self._root / "chains.jsonl", first)
+            add_line(self._root / "chains.jsonl", first)
 
     def _rotate(self) -> None:
         """Ends the segment with a signed head; the next record begins another."""
@@ -245,7 +245,7 @@ def _locked(folder: Path) -> int | None:
     return handle
 
 
-def _add_line(path: Path, line: bytes) -> None:
+def add_line(path: Path, line: bytes) -> None:
     """Appends one line, or nothing at all. Lines of other processes may come between."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     try:

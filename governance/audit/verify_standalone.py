@@ -44,6 +44,7 @@ __all__ = [
     "parse_statement",
     "read_public_keys",
     "segments",
+    "told",
     "verify_chain",
     "verify_trail",
 ]
@@ -121,6 +122,10 @@ class Result:
     def records(self) -> int:
         """How many records were verified."""
         return sum(chain.records for chain in self.chains)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {"holds": not self.all_problems, "records": self.records, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -422,11 +427,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"no readable public key: {error}\n")
         return 2
     result = verify_trail(chosen.folder, keys, anchors_in(chosen.anchors) if chosen.anchors else ())
-    sys.stdout.write(json.dumps(asdict(result), indent=1) + "\n" if chosen.json else _told(result))
+    sys.stdout.write(json.dumps(result.as_dict(), indent=1) + "\n" if chosen.json else told(result))
     return 1 if result.all_problems else 0
 
 
-def _told(result: Result) -> str:
+def told(result: Result) -> str:
+    """What was found, for people."""
     lines = [
         f"{each.chain}: {each.records} records ({each.first} to {each.last}), signed up to {each.signed}"
         for each in result.chains
