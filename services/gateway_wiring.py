@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from governance.access.addresses import private_allowed
 from governance.feedback_log import open_feedback_log
 from governance.inference_log import open_inference_log
 from governance.input_store import open_input_store
@@ -27,6 +28,7 @@ from services.policies import Policies, Policy
 from services.recent import RecentRequests
 from services.recording import Recorder
 from services.route_watch import RouteWatch
+from services.tls import upstream_context
 from services.upstreams import Upstreams
 
 __all__ = ["Gateway", "wire"]
@@ -71,7 +73,11 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
     chosen = settings.gateway
     specs = functools.cache(lambda use_case: _resilience(settings, use_case))
     routes = RouteWatch(open_route_store(settings), chosen.refresh_s, prepare=specs)
-    upstreams = Upstreams(connect_s=chosen.connect_s, vectors=chosen.log_vectors)
+    token = settings.serving.token.get_secret_value() if settings.serving.token else ""
+    upstreams = Upstreams(
+        connect_s=chosen.connect_s, vectors=chosen.log_vectors, context=upstream_context(settings.tls),
+        private=private_allowed(settings), token=token,
+    )  # fmt: skip
     access = open_access(settings)
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""

@@ -28,8 +28,14 @@ def client_context(ca: Path | None = None, cert: Path | None = None, key: Path |
 
 
 def upstream_context(settings: TlsSettings) -> ssl.SSLContext:
-    """For calls to upstreams: our CA where one is named, and our certificate (mutual TLS) where there is one."""
-    return client_context(settings.upstream_ca, settings.upstream_cert, settings.upstream_key)
+    """For calls to upstreams: our CA beside the system's, and our certificate (mutual TLS) where there is one."""
+    context = client_context(None, settings.upstream_cert, settings.upstream_key)
+    try:
+        if settings.upstream_ca is not None:
+            context.load_verify_locations(settings.upstream_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise _unusable((settings.upstream_ca,), error) from error
+    return context
 
 
 def server_options(settings: TlsSettings) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ long its answer is waited for.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -17,9 +18,11 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from governance.access.addresses import check_url
 from leitstand.errors import ConfigurationError, TransientBackendError
 from leitstand.types import Target, Usage
 from services.openai_codec import Completion, Piece
+from services.upstream_addresses import CheckedResolver
 from services.upstream_codec import ALWAYS, VECTORS
 
 __all__ = ["DEADLINE", "HEAD_BYTES", "AnswerStream", "Chats", "Offer", "Reply", "UpstreamFailed", "Upstreams"]
@@ -109,10 +112,18 @@ class Upstreams:
         connect_s: Time to open a connection.
         vectors: Whether to ask for probabilities and embeddings where they are offered.
         chats: Who calls upstreams of kind ``openai``; None: nobody.
+        context: Whose certificates are trusted, and which one is shown; None: the system's, and none.
+        private: Whether upstreams may have private addresses.
+        token: What Bentos want to see; nobody else gets it.
     """
 
-    def __init__(self, *, connect_s: float = 1.0, vectors: bool = True, chats: Chats | None = None) -> None:
+    def __init__(
+        self, *, connect_s: float = 1.0, vectors: bool = True, chats: Chats | None = None,
+        context: ssl.SSLContext | None = None, private: bool = True, token: str = "",
+    ) -> None:  # fmt: skip
         self._chats = chats
+        self._context, self._private = context, private
+        self._shown = {"authorization": f"Bearer {token}"} if token else {}
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         self._vectors = VECTORS if vectors else ("probabilities",)
         self._offers: dict[Target, Offer] = {}
@@ -123,8 +134,11 @@ class Upstreams:
 
     async def open(self) -> None:
         """Makes the pool; connections are opened when first needed."""
+        checked = CheckedResolver(private=self._private)
         self._opened = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_S, ssl=self._context or True, resolver=checked
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             auto_decompress=False,
@@ -152,6 +166,8 @@ class Upstreams:
             raise ConfigurationError(f"The upstream speaks {target.kind}", hint=wanted)
         url = self._url(target.url, path)
         headers = {**headers, DEADLINE: str(int(timeout_s * 1000) + 1)}
+        if target.kind == "v2":
+            headers |= self._shown
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._once(target, url, body, headers)
@@ -229,6 +245,10 @@ class Upstreams:
         """Parsed once: it would cost as much as the rest of the call's preparation."""
         url = self._urls.get((base, path))
         if url is None:
+            try:
+                check_url(base, private=self._private)
+            except ConfigurationError as error:  # the table's mistake, not the caller's
+                raise UpstreamFailed(error.message, "refused") from error
             if len(self._urls) > 1000:  # noqa: PLR2004 -- paths come from clients
                 self._urls.clear()
             url = self._urls[base, path] = URL(f"{base.rstrip('/')}{path}", encoded=True)

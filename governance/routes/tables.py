@@ -2,6 +2,7 @@
 
 from pydantic import ValidationError
 
+from governance.access.addresses import check_url
 from leitstand.errors import ConfigurationError, ConflictError, IntegrityError
 from leitstand.ports import RouteStore
 from leitstand.types import RouteTable, Target, utc_now
@@ -24,10 +25,7 @@ def stored(table: RouteTable, expected: int) -> RouteTable:
             hint="name the canary, or set the share to 0",
         )
     for target in table.targets():
-        if not target.url.startswith(("http://", "https://")):
-            raise ConfigurationError(
-                f"Routes of '{table.use_case}': '{target.url}' is no URL of an upstream", hint="write http://host:port"
-            )
+        check_url(target.url, private=True)  # whether it may be private is asked of the gateway that calls it
         _check_protocol(table, target)
     return table.model_copy(update={"revision": expected + 1, "schema_version": SCHEMA_VERSION})
 
