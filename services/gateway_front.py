@@ -28,6 +28,7 @@ from services.problems import problem, problem_for, protocol_error
 from services.recent import RecentAnswer
 from services.request_ids import request_id_from
 from services.schemas import PredictRequest
+from services.trace_context import TRACE_ID
 from services.upstreams import HEAD_BYTES, Reply
 
 __all__ = ["Front"]
@@ -288,4 +289,4 @@ def _mistakes(error: ValidationError) -> str:
 
 def _log_fault(status: int, request_id: str) -> None:
     if status == 500:  # noqa: PLR2004
-        logger.exception("A request failed", request=request_id)
+        logger.exception("A request failed", **{"http.request.id": request_id, "trace.id": TRACE_ID.get()})
