@@ -5,6 +5,7 @@ only futures, threads and timers. Engines release the interpreter lock, so the l
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 
 from models.loading import Classifier, Predictions
 from services.metrics import BATCH_TEXTS, BATCH_TOKENS, QUEUE, SHED
-from services.scheduling import Batch, Item, Limits, Overloaded, Scheduler
+from services.scheduling import Batch, Item, Limits, Overloaded, Scheduler, TooLate
 
 __all__ = ["Answer", "Batcher"]
 
@@ -38,10 +39,11 @@ class Answer:
 class _Waiter:
     """One request: collects the answers of its texts."""
 
-    __slots__ = ("answers", "embedding", "future", "missing")
+    __slots__ = ("answers", "embedding", "future", "hurried", "missing")
 
-    def __init__(self, texts: int, loop: asyncio.AbstractEventLoop, embedding: bool) -> None:
+    def __init__(self, texts: int, loop: asyncio.AbstractEventLoop, embedding: bool, *, hurried: bool = False) -> None:
         self.embedding = embedding
+        self.hurried = hurried
         self.answers: list[Answer | None] = [None] * texts
         self.missing = texts
         self.future: asyncio.Future[list[Answer]] = loop.create_future()
@@ -51,6 +53,10 @@ class _Waiter:
         self.missing -= 1
         if not self.missing and not self.future.done():
             self.future.set_result(self.answers)  # type: ignore[arg-type]
+
+    def expire(self) -> None:
+        reason = "the deadline passed in the queue"
+        self.fail(TooLate(reason) if self.hurried else Overloaded(reason, 1.0))
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -68,17 +74,22 @@ class Batcher:
         self._free = list(range(limits.workers))
         self._timer: asyncio.TimerHandle | None = None
 
-    async def classify(self, ids: Sequence[Sequence[int]], *, embedding: bool = False) -> list[Answer]:
+    async def classify(
+        self, ids: Sequence[Sequence[int]], *, embedding: bool = False, within_s: float = math.inf
+    ) -> list[Answer]:
         """Answers for the token ids of one request, in order; with the pooled embedding when asked for.
 
-        Cancelling the caller takes texts that wait out of the queue.
+        Cancelling the caller takes texts that wait out of the queue. `within_s` is the time that the caller gives; it
+        can only shorten the limits' own deadline.
 
         Raises:
             Overloaded: Refused at once, or not computed before its deadline.
+            TooLate: The caller's time is too short, or was.
         """
         now = time.monotonic()
-        waiter = _Waiter(len(ids), self._loop, embedding)
-        deadline = now + self.scheduler.limits.deadline_s
+        longest = self.scheduler.limits.deadline_s
+        waiter = _Waiter(len(ids), self._loop, embedding, hurried=within_s < longest)
+        deadline = now + min(longest, within_s)
         items = [Item(text, deadline, waiter, index) for index, text in enumerate(ids)]
         self.scheduler.admit(items, now)
         self._dispatch()
@@ -109,7 +120,7 @@ class Batcher:
             batch, late, again = self.scheduler.take(worker, time.monotonic())
             for item in late:
                 SHED.labels("deadline").inc()
-                item.owner.fail(Overloaded("the deadline passed in the queue", 1.0))  # type: ignore[union-attr]
+                item.owner.expire()  # type: ignore[union-attr]
             if batch is None:
                 self._set_timer(again)
                 break

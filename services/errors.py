@@ -6,7 +6,7 @@ The protocol asks for ``{"error": "..."}``. Refusals for capacity carry ``Retry-
 import orjson
 
 from leitstand.errors import ConfigurationError, LeitstandError, NotFoundError
-from services.scheduling import Overloaded
+from services.scheduling import Overloaded, TooLate
 
 __all__ = ["HttpError", "Response", "bad_request", "error_response", "not_found", "too_large"]
 
@@ -42,7 +42,9 @@ def too_large(message: str) -> HttpError:
 def error_response(error: BaseException) -> Response:
     """The answer for any exception. Faults that are not ours to explain stay in the server's log."""
     headers = [JSON]
-    if isinstance(error, Overloaded):
+    if isinstance(error, TooLate):
+        status, message = 504, error.reason
+    elif isinstance(error, Overloaded):
         headers.append((b"retry-after", str(round(error.retry_after_s)).encode()))
         status, message = 503, f"overloaded: {error.reason}"
     elif isinstance(error, HttpError):

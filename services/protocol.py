@@ -8,6 +8,7 @@ outside of the stack, because BentoML's own layers cost more than the whole prot
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import orjson
 from leitstand import __version__
 from models.bento_manifest import ServingManifest
 from services.batching import Answer, Batcher
+from services.bento_access import BentoAccess
 from services.bento_log import BentoLog
 from services.errors import JSON, HttpError, Response, bad_request, error_response, not_found, too_large
 from services.inference_protocol import DATATYPES, decode_request, encode_response
@@ -34,6 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LONG_TEXT = 4096  # characters; longer ones are tokenised off the event loop
 WATCH_AFTER_S = 0.25  # a client is watched for going away only when it will wait longer than this
 BODY_SLACK = 64 * 1024
+MAX_DIGITS = 18
 
 logger = logging.getLogger("leitstand.serving")
 
@@ -157,12 +160,14 @@ class Protocol:
         refused = batcher.scheduler.refusal()
         if refused is not None:
             raise refused
-        json_bytes = length = None
+        json_bytes = length = given_ms = None
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = _number(name, value)
             elif name == b"inference-header-content-length":
                 json_bytes = _number(name, value)
+            elif name == b"x-deadline-ms":
+                given_ms = _number(name, value)
             elif name == b"content-encoding" and value != b"identity":
                 raise HttpError(415, "compressed bodies are not accepted")
         if length is not None and length > self._max_body:
@@ -171,7 +176,9 @@ class Protocol:
         request = decode_request(body, json_bytes, manifest.max_text_bytes)
         ids = await self._encode(batcher, request.texts)
         log = self._log
-        answers = await _watched(batcher, ids, receive, embedding=log is not None or "embedding" in request.outputs)
+        within_s = math.inf if given_ms is None else given_ms / 1000 - (time.perf_counter() - started)
+        with_embedding = log is not None or "embedding" in request.outputs
+        answers = await _watched(batcher, ids, receive, embedding=with_embedding, within_s=within_s)
         content, head = encode_response(manifest.use_case, str(manifest.version), request, answers)
         headers = [JSON]
         if head is not None:
@@ -193,14 +200,19 @@ class Protocol:
 class FrontDoor:
     """Middleware that answers ``/v2`` itself and passes everything else on."""
 
-    def __init__(self, app: App, protocol: Protocol) -> None:
+    def __init__(self, app: App, protocol: Protocol, access: BentoAccess | None = None) -> None:
         self.app = app
         self.protocol = protocol
+        self.access = access or BentoAccess()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the lifespan on after moving to the outside of the stack."""
         if scope["type"] == "http":
             path = scope["path"]
+            refusal = self.access.refusal(scope)
+            if refusal is not None:
+                await _send(send, refusal)
+                return
             if path.startswith("/v2"):
                 await self.protocol(scope, receive, send)
                 return
@@ -211,7 +223,7 @@ class FrontDoor:
             owner = scope.get("app")
             stack = getattr(owner, "middleware_stack", None)
             if owner is not None and stack is not None and not isinstance(stack, FrontDoor):
-                owner.middleware_stack = FrontDoor(stack, self.protocol)
+                owner.middleware_stack = FrontDoor(stack, self.protocol, self.access)
         await self.app(scope, receive, send)
 
 
@@ -219,11 +231,13 @@ class _Gone(Exception):
     """The client closed the connection."""
 
 
-async def _watched(batcher: Batcher, ids: list[list[int]], receive: Receive, *, embedding: bool) -> list[Answer]:
+async def _watched(
+    batcher: Batcher, ids: list[list[int]], receive: Receive, *, embedding: bool, within_s: float
+) -> list[Answer]:
     """Classifies; when the wait will be long, gives up as soon as the client goes away."""
     if batcher.scheduler.wait_s() < WATCH_AFTER_S:
-        return await batcher.classify(ids, embedding=embedding)
-    answer = asyncio.ensure_future(batcher.classify(ids, embedding=embedding))
+        return await batcher.classify(ids, embedding=embedding, within_s=within_s)
+    answer = asyncio.ensure_future(batcher.classify(ids, embedding=embedding, within_s=within_s))
     gone = asyncio.ensure_future(receive())
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -266,7 +280,7 @@ async def _send(send: Send, response: Response) -> None:
 
 
 def _number(name: bytes, value: bytes) -> int:
-    if not value.isdigit():
+    if not value.isdigit() or len(value) > MAX_DIGITS:
         raise bad_request(f"{name.decode()} is not a number")
     return int(value)
 

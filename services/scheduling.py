@@ -12,6 +12,7 @@ Rules:
   of one. It stops waiting when nothing came for `gap_s`, when as many texts are queued as the running
   batches hold on average, when the batch is large enough to compute at full speed (`enough_tokens`), or
   after `linger_s`. Waiting for more than that leaves a core idle.
+- A caller may give less time than `deadline_s`. What is expired when its turn comes is not computed.
 - A request is admitted when its texts fit the queue and the estimated wait, learnt from the token rate of
   finished batches, leaves it time before its deadline. Until the first batch was measured only the queue
   counts: a cold estimate must not shed load.
@@ -22,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Batch", "Item", "Limits", "Overloaded", "Scheduler"]
+__all__ = ["Batch", "Item", "Limits", "Overloaded", "Scheduler", "TooLate"]
 
 _SMOOTHING = 0.1
 _PATIENCE = 0.4  # share of a batch's time that a free worker waits for a fuller batch
@@ -74,6 +75,13 @@ class Overloaded(Exception):
         self.retry_after_s = retry_after_s
 
 
+class TooLate(Overloaded):
+    """The answer would come, or came, after the time that the caller gave."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, 1.0)
+
+
 @dataclass
 class Scheduler:
     """The queue and what is known about the workers' speed. Not thread-safe: one event loop owns it."""
@@ -107,13 +115,20 @@ class Scheduler:
         running = sum(batch.tokens for batch in self._running.values()) / 2
         return (self._queued_tokens + running + tokens) / (self._rate * self.limits.workers)
 
-    def refusal(self, texts: int = 1, tokens: int = 0) -> Overloaded | None:
-        """Why a request of that size would be refused now, or None. Cheap: asked before a body is read."""
+    def refusal(self, texts: int = 1, tokens: int = 0, within_s: float = math.inf) -> Overloaded | None:
+        """Why a request of that size would be refused now, or None. Cheap: asked before a body is read.
+
+        `within_s` is the time that its caller gives.
+        """
+        if within_s <= 0:
+            return TooLate("the caller's deadline passed")
         if self.queued and self.queued + texts > self.limits.max_queue:
             return Overloaded(f"{self.queued} texts are waiting", self._retry_after())
         wait = self.wait_s(tokens)
         if self.queued and wait > self.limits.deadline_s:
             return Overloaded(f"the answer would take {wait:.1f} s", self._retry_after())
+        if self.queued and wait > within_s:
+            return TooLate(f"the answer would take {wait:.2f} s, the caller gives {within_s:.2f} s")
         return None
 
     def admit(self, items: Sequence[Item], now: float) -> None:
@@ -125,7 +140,7 @@ class Scheduler:
             Overloaded: It is refused.
         """
         tokens = sum(len(item.ids) for item in items)
-        refused = self.refusal(len(items), tokens)
+        refused = self.refusal(len(items), tokens, min(item.deadline for item in items) - now if items else math.inf)
         if refused:
             raise refused
         self._queue.extend(items)
@@ -143,7 +158,9 @@ class Scheduler:
         pause = self._linger(now)
         if pause > 0:
             return None, late, pause
-        batch = self._cut()
+        batch = self._cut(now, late)
+        if not batch.items:
+            return None, late, None
         self._running[worker] = batch
         return batch, late, None
 
@@ -181,8 +198,8 @@ class Scheduler:
         enough = min(self.limits.enough_tokens, self.limits.max_batch_tokens)
         return self.queued >= self.limits.max_batch_texts or self._queued_tokens >= enough
 
-    def _cut(self) -> Batch:
-        """The oldest texts that fit one batch; shared evenly while several workers are free."""
+    def _cut(self, now: float, late: list[Item]) -> Batch:
+        """The oldest texts that fit one batch, shared evenly while several workers are free; adds to `late`."""
         free = max(1, self.limits.workers - len(self._running))
         most = min(self.limits.max_batch_texts, math.ceil(self.queued / free))
         items: list[Item] = []
@@ -194,13 +211,17 @@ class Scheduler:
             item = self._queue.popleft()
             self._arrivals.popleft()
             self._queued_tokens -= size
-            if not item.cancelled:
-                items.append(item)
-                tokens += size
+            if item.cancelled:
+                continue
+            if item.deadline <= now:
+                late.append(item)
+                continue
+            items.append(item)
+            tokens += size
         return Batch(items, tokens)
 
     def _drop_late(self, now: float) -> list[Item]:
-        """Removes cancelled and expired texts from the front; all deadlines are equally long, so order holds."""
+        """Removes cancelled and expired texts from the front; those behind it are seen when their turn comes."""
         late: list[Item] = []
         while self._queue and (self._queue[0].cancelled or self._queue[0].deadline <= now):
             item = self._queue.popleft()

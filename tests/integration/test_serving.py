@@ -25,7 +25,7 @@ from models.golden import Golden
 from models.loading import Classifier, open_classifier
 from services.batching import Batcher
 from services.protocol import FrontDoor, Protocol
-from services.scheduling import Limits, Overloaded
+from services.scheduling import Limits, Overloaded, TooLate
 from tests.classifier_for_tests import TEXTS, tiny_classifier
 from tests.servers import free_ports
 
@@ -278,6 +278,28 @@ async def test_a_cancelled_request_is_not_computed(classifier: Classifier) -> No
     await batcher.classify([[3]])
     assert slow.computed == 2
     batcher.close()
+
+
+async def test_what_the_caller_no_longer_waits_for_is_not_computed(classifier: Classifier) -> None:
+    slow = Slow(0.05)
+    batcher = Batcher(Classifier(classifier.config, classifier._tokenizer, slow), Limits(max_batch_texts=1))
+    first = asyncio.ensure_future(batcher.classify([[1]]))
+    await asyncio.sleep(0)
+    with pytest.raises(TooLate):
+        await batcher.classify([[2]], within_s=0.01)
+    await first
+    await batcher.classify([[3]], within_s=60)
+    assert slow.computed == 2
+    batcher.close()
+
+
+@pytest.mark.parametrize(("given", "status"), [("0", 504), ("60000", 200), ("soon", 400), ("9" * 40, 400)])
+def test_a_callers_deadline_is_honoured(url: str, given: str, status: int) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a lost card"]}
+    answer = httpx.post(
+        f"{url}/v2/models/support/infer", json={"inputs": [tensor]}, headers={"x-deadline-ms": given}
+    )  # fmt: skip
+    assert answer.status_code == status
 
 
 async def test_a_fault_of_the_engine_reaches_every_waiting_request(classifier: Classifier) -> None:

@@ -68,3 +68,35 @@ def test_every_admitted_text_is_computed_once_in_order_or_handed_back(steps: lis
         assert scheduler.queued <= 20
     assert [id(item) for item in out] == [id(item) for item in admitted[: len(out)]]
     assert len(out) + scheduler.queued == len(admitted)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0.001, 1.0)), max_size=80), st.floats(0.001, 0.2))
+def test_whatever_time_callers_give_nothing_expired_is_computed_and_nothing_is_lost(events: list, tick: float) -> None:
+    scheduler, now, running = Scheduler(Limits(max_batch_texts=3, deadline_s=1.0)), 0.0, False
+    admitted: list[Item] = []
+    computed: list[Item] = []
+    expired: list[Item] = []
+    for count, within_s in events:
+        now += tick
+        if count:
+            new = [Item([1], now + within_s) for _ in range(count)]
+            try:
+                scheduler.admit(new, now)
+            except Overloaded:
+                continue
+            admitted += new
+            continue
+        if running:
+            scheduler.finish(0, tick)
+        batch, late, _ = scheduler.take(0, now)
+        running = batch is not None
+        expired += late
+        if batch is not None:
+            assert batch.items and all(item.deadline > now for item in batch.items)
+            computed += batch.items
+        assert all(item.deadline <= now for item in late)
+    places = {id(item): place for place, item in enumerate(admitted)}
+    order = [places[id(item)] for item in computed]
+    assert order == sorted(order)
+    assert len({*order, *(places[id(item)] for item in expired)}) == len(computed) + len(expired)
+    assert len(computed) + len(expired) + scheduler.queued == len(admitted)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.scheduling import Item, Limits, Overloaded, Scheduler
+from services.scheduling import Item, Limits, Overloaded, Scheduler, TooLate
 
 
 def items(count: int, tokens: int = 10, deadline: float = 2.0) -> list[Item]:
@@ -139,3 +139,30 @@ def test_draining_hands_back_everything_that_waits() -> None:
     scheduler.admit(items(5), now=0.0)
     assert len(scheduler.drain()) == 5
     assert scheduler.take(0, now=0.0) == (None, [], None)
+
+
+def test_what_is_expired_when_its_turn_comes_is_not_computed_wherever_it_stands() -> None:
+    scheduler = measured(Limits())
+    patient, hurried, last = items(1), items(1, deadline=0.1), items(1)
+    for each in (patient, hurried, last):
+        scheduler.admit(each, now=0.0)
+    batch, late, _ = scheduler.take(0, now=0.2)
+    assert batch is not None
+    assert (batch.items, late, scheduler.queued) == ([*patient, *last], hurried, 0)
+
+
+def test_a_queue_of_expired_texts_makes_no_batch_and_keeps_the_worker_free() -> None:
+    scheduler = measured(Limits())
+    scheduler.admit(items(3, deadline=0.1), now=0.0)
+    batch, late, again = scheduler.take(0, now=0.2)
+    assert (batch, len(late), again, scheduler.busy) == (None, 3, None, 0)
+
+
+def test_a_caller_in_a_hurry_is_told_at_once_that_it_will_be_too_late() -> None:
+    scheduler = measured(Limits(), tokens_per_s=100.0)
+    scheduler.admit(items(10), now=0.0)
+    with pytest.raises(TooLate, match=r"the caller gives 0\.50 s"):
+        scheduler.admit(items(1, deadline=0.5), now=0.0)
+    with pytest.raises(TooLate):
+        Scheduler(Limits()).admit(items(1, deadline=1.0), now=1.0)
+    assert scheduler.queued == 10
