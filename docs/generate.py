@@ -16,11 +16,13 @@ from leitstand.settings import Settings
 from leitstand.usecase import UseCase
 
 REFERENCE = Path(__file__).parent / "reference"
+SHOWN: set[tuple[type[BaseModel], str]] = set()
 NOTE = "<!-- Written by docs/generate.py; edit the code instead. -->\n"
 
 
 def use_case_page() -> str:
     """Every key of `usecase.yaml`."""
+    SHOWN.clear()
     intro = (
         "# The use-case file\n\n"
         "One `usecases/NAME/usecase.yaml` describes a use case completely. Unknown keys are errors.\n"
@@ -64,6 +66,13 @@ def _tables(model: type[BaseModel], prefix: str, joiner: str) -> Iterator[str]:
             continue
         key = prefix + (name.upper() if joiner else name)
         inner = _model_in(field.annotation)
+        if variants := _variants(field.annotation):
+            listed = f"{field.description}: {', '.join(variants)}"
+            rows.append(f"| `{key}` | list of rules | `{_plain(field.default)}` | {listed} |\n")
+            described = {(each, f"rule {tag}: "): None for tag, each in variants.items()}
+            nested += [pair for pair in described if pair not in SHOWN]
+            SHOWN.update(described)
+            continue
         if inner:
             nested.append((inner, key + (joiner or _part(field.annotation))))
             continue
@@ -71,12 +80,21 @@ def _tables(model: type[BaseModel], prefix: str, joiner: str) -> Iterator[str]:
         default = "required" if missing else f"`{_plain(field.get_default(call_default_factory=True))}`"
         rows.append(f"| `{key}` | {_type(field.annotation)} | {default} | {field.description or ''} |\n")
     if rows:
-        title = prefix.rstrip("._") or "Top level"
+        title = prefix.rstrip("._: ") or "Top level"
         doc = (model.__doc__ or "").strip().splitlines()
         yield f"\n## {title}\n\n" + (doc[0] + "\n\n" if doc else "")
         yield "| key | type | default | meaning |\n|---|---|---|---|\n" + "".join(rows)
     for inner, key in nested:
         yield from _tables(inner, key, joiner)
+
+
+def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The models of a list of tagged ones, by tag; each is described once."""
+    for inner in _arguments(annotation):
+        models = [c for union in _arguments(inner) for c in _arguments(union) if isinstance(c, type)]
+        if models and all(issubclass(model, BaseModel) for model in models):
+            return {_arguments(model.model_fields["rule"].annotation)[0]: model for model in models}
+    return {}
 
 
 def _plain(value: object) -> str:

@@ -20,8 +20,7 @@ from leitstand.specs.audit import AuditSpec
 from leitstand.specs.base import Fraction, Spec
 from leitstand.specs.budgets import BudgetsSpec
 from leitstand.specs.chat import ChatSpec
-from leitstand.specs.chat import ChatSpec
-from leitstand.specs.guards import GuardsSpec
+from leitstand.specs.guards import INPUT_RULES, OUTPUT_RULES, RULES, GuardsSpec
 from leitstand.specs.resilience import ResilienceSpec
 
 __all__ = [
@@ -443,7 +442,6 @@ class UseCase(Spec):
     audit: AuditSpec = AuditSpec()
     resilience: ResilienceSpec = ResilienceSpec()
     chat: ChatSpec = ChatSpec()
-    chat: ChatSpec = ChatSpec()
 
     folder: Path = Field(default=Path(), exclude=True, description="set by `load`; not part of the file")
 
@@ -554,19 +552,40 @@ def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
 def _explain(path: Path, tree: yaml.Node | None, item: Any) -> str:
     """One pydantic error as `file:line: key: what is wrong (value); fix`."""
     loc = [part for part in item["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str"}))]
+    loc, model = _without_tag(loc)
     line, known = _locate(tree, loc)
     key = ".".join(str(part) for part in loc) or "(top level)"
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(loc[:-1])
+        fields = list(model.model_fields) if model else _fields_at(loc[:-1])
         close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
         fix = f"did you mean '{close[0]}'?" if close else f"known keys are: {bounded(fields, 30)}"
         return f"{path}:{line}: {key}: unknown key; {fix}"
     if item["type"] == "missing":
         return f"{path}:{line}: {key}: required key is missing; add `{loc[-1]}:` here"
+    if item["type"] == "union_tag_not_found":
+        return f"{path}:{line}: {key}: required key is missing; add `rule:` with one of: {_tags(item['loc'])}"
+    if item["type"] == "union_tag_invalid":
+        tag, known_tags = item["ctx"]["tag"], _tags(item["loc"]).split(", ")
+        close = difflib.get_close_matches(tag, known_tags, n=1)
+        fix = f"did you mean '{close[0]}'?" if close else f"known rules are: {', '.join(known_tags)}"
+        return f"{path}:{line}: {key}.rule: unknown rule '{tag}'; {fix}"
     value = repr(item["input"])
     shown = value if len(value) <= 80 else value[:77] + "..."  # noqa: PLR2004
     message = item["msg"].removeprefix("Value error, ")
     return f"{path}:{line}: {key}: {message}" + (f" (found {shown})" if known else "")
+
+
+def _without_tag(loc: list[Any]) -> tuple[list[Any], type[BaseModel] | None]:
+    """`loc` without the name of the rule's type that pydantic puts into it, and that type's model."""
+    for place, part in enumerate(loc):
+        if place and isinstance(loc[place - 1], int) and part in RULES and loc[0] == "guards":
+            return loc[:place] + loc[place + 1 :], RULES[part] if len(loc) == place + 2 else None
+    return loc, None
+
+
+def _tags(loc: tuple[Any, ...]) -> str:
+    chain = next((part for part in loc if part in ("input", "output")), "input")
+    return ", ".join(name for name in RULES if name in (INPUT_RULES if chain == "input" else OUTPUT_RULES))
 
 
 def _locate(tree: yaml.Node | None, loc: list[Any]) -> tuple[int, bool]:

@@ -102,6 +102,8 @@ def number_detector(texts: Iterable[str], ignore_up_to: int) -> Detector:
     )
 
     def unsupported(text: bytes, begin: int, end: int) -> int:
+        if text[begin - 1 : begin] in (b".", b",", b"'") and text[begin - 2 : begin - 1].isdigit():
+            return 0  # the rest of a number that was judged
         behind = _NUMBER.end_of_match(text, begin, end)
         scale = _scale(text[behind:end].strip().lower())
         for value, decimals in _readings(text[begin:behind]):

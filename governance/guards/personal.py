@@ -110,8 +110,6 @@ def _card() -> list[Detector]:
 
 def _card_end(text: bytes, begin: int, _: int) -> int:
     """The end of the longest card number at `begin`: 13 to 19 digits in groups of three or more, Luhn."""
-    if text[begin - 1 : begin] in (b".", b",", b"-") and text[begin - 2 : begin - 1].isdigit():
-        return 0
     digits, ends, place, group = "", [], begin, 0
     for byte in text[begin : begin + 26] + b"\0":
         if 48 <= byte <= 57:  # noqa: PLR2004 -- 0 to 9

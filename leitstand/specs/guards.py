@@ -8,13 +8,16 @@ Two ordered chains, `input` and `output`. Each rule has a type (`rule`), an acti
     block    the request or answer is refused with the rule's reason code
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 
 from leitstand.specs.base import Fraction, Spec
 
 __all__ = [
+    "INPUT_RULES",
+    "OUTPUT_RULES",
+    "RULES",
     "BiasRule",
     "CheckRule",
     "ClaimsRule",
@@ -194,6 +197,15 @@ OutputRule = Annotated[
     | NumbersRule | ClaimsRule | DisclaimerRule | CheckRule,
     Field(discriminator="rule"),
 ]  # fmt: skip
+
+
+def _by_type(union: Any) -> dict[str, type[_Rule]]:
+    return {get_args(model.model_fields["rule"].annotation)[0]: model for model in get_args(get_args(union)[0])}
+
+
+INPUT_RULES, OUTPUT_RULES = _by_type(InputRule), _by_type(OutputRule)
+RULES = {**INPUT_RULES, **OUTPUT_RULES}
+"""The model of each type of rule."""
 
 
 class GuardsSpec(Spec):
