@@ -22,6 +22,7 @@ from leitstand.settings import load_settings
 from models.bento_manifest import read_manifest
 from models.loading import open_classifier
 from services.batching import Answer, Batcher
+from services.bento_access import bento_access, refuse_open
 from services.bento_log import BentoLog, open_bento_log
 from services.draining import drain_on_sigterm
 from services.errors import HttpError
@@ -66,6 +67,7 @@ class Predictor:
         """Loads the weights and warms up; ``/readyz`` answers only afterwards."""
         if _manifest is None:
             raise ConfigurationError("serving.json is missing", hint="build a Bento with `leitstand package NAME`")
+        refuse_open(load_settings())
         die_with_parent()
         drain_on_sigterm(_protocol.drain)
         # uvicorn formats an access-log record per request as soon as any handler could see it; metrics count instead.
@@ -135,4 +137,4 @@ def _friendly(answer: Answer, labels: tuple[str, ...], top_k: int) -> dict[str, 
     }
 
 
-Predictor.add_asgi_middleware(FrontDoor, protocol=_protocol)  # pyright: ignore[reportArgumentType]
+Predictor.add_asgi_middleware(FrontDoor, protocol=_protocol, access=bento_access(load_settings()))  # pyright: ignore
