@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("worker", "Answer the jobs of the request queue."),
     "jobs": ("jobs", "List, show, cancel and replay the jobs of the request queue."),
     "routes": ("routes", "Show and change who answers a use case."),
+    "token": ("token", "Issue tokens of the built-in issuer, for this machine only."),
+    "keys": ("keys", "Create, list, rotate and revoke API keys."),
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
