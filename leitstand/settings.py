@@ -158,6 +158,9 @@ class GatewaySettings(_Group):
     deadline_s: float = Field(
         default=5.0, gt=0, description="time a request gets; a canary gets half, so that stable can step in"
     )
+    client_s: float = Field(
+        default=20.0, gt=0, description="time a client gets to send a request, or to take an answer that waits for it"
+    )
     connect_s: float = Field(default=1.0, gt=0, description="time to open a connection to an upstream")
     max_in_flight: int = Field(default=512, ge=1, description="requests at once; more are answered 503")
     max_shadows: int = Field(default=16, ge=0, description="shadow calls at once; more are skipped and counted")
@@ -189,7 +192,7 @@ class TlsSettings(_Group):
     cert: Path | None = Field(default=None, description="the gateway's certificate chain; with `key`: serve HTTPS")
     key: Path | None = Field(default=None, description="private key of `cert`")
     client_ca: Path | None = Field(default=None, description="callers must show a certificate that this CA signed")
-    upstream_ca: Path | None = Field(default=None, description="CA of the upstreams; empty: those of the system")
+    upstream_ca: Path | None = Field(default=None, description="CA of upstreams, trusted beside those of the system")
     upstream_cert: Path | None = Field(default=None, description="certificate that the gateway shows to upstreams")
     upstream_key: Path | None = Field(default=None, description="private key of `upstream_cert`")
 
