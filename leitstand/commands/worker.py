@@ -32,13 +32,14 @@ async def _work(settings: Settings, use_cases: list[str], concurrency: int) -> N
     from services.gateway_wiring import wire
     from services.jobs.failures import Backoff
     from services.jobs.opening import need_job_queue, queue_uri
-    from services.jobs.running import Attempt, caller_of_job
+    from services.jobs.running import Attempt
     from services.jobs.worker import Worker
+    from services.policies import admit_everything
 
     if not queue_uri(settings):
         need_job_queue(settings)
     chosen = settings.jobs
-    gateway = wire(settings, authenticate=caller_of_job)
+    gateway = wire(settings, authenticate=admit_everything)
     queue = gateway.jobs or need_job_queue(settings)
     backoff = Backoff(chosen.backoff_s, chosen.max_backoff_s)
     attempt = Attempt(gateway.inference, queue, deadline_s=settings.gateway.deadline_s, backoff=backoff)

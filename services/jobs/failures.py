@@ -1,8 +1,9 @@
 """What becomes of a job whose chunk failed: again later, or a dead letter. Pure decisions; time and chance are given.
 
-- A limit that is reached, or a queue that is full, is no fault of the job: it waits and loses no attempt.
-- An upstream that fails may answer later: a retry, with a wait that doubles, and jitter so that many jobs that
-  failed together do not come back together.
+- A limit that is reached, or an upstream that did not look at the chunk (away, busy, left alone by its breaker), is
+  no fault of the job: it waits and loses no attempt. An outage makes no dead letters, until jobs are too old.
+- An upstream that fails on a chunk may answer later: a retry, with a wait that doubles, and jitter so that many
+  jobs that failed together do not come back together.
 - Everything else would fail again: the job is dead at once.
 """
 
@@ -15,6 +16,9 @@ from services.errors import HttpError
 from services.scheduling import Overloaded
 
 __all__ = ["Backoff", "Verdict", "judge"]
+
+NOT_ASKED = frozenset({"refused", "busy", "open", "crowded"})  # of `UpstreamFailed`
+OUTAGE = 4  # an upstream that is away is asked again as if it had failed that often
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,10 @@ def judge(error: Exception, fruitless: int, backoff: Backoff) -> Verdict:
     if isinstance(error, Overloaded):
         return Verdict("overloaded", error.reason, max(error.retry_after_s, backoff.delay_s(1)), counted=False)
     if isinstance(error, TransientBackendError):
-        code = f"upstream:{reason}" if (reason := getattr(error, "reason", "")) else "transient"
-        return Verdict(code, error.message, backoff.delay_s(fruitless))
+        reason = getattr(error, "reason", "")
+        asked = reason not in NOT_ASKED
+        wait = backoff.delay_s(fruitless if asked else OUTAGE)
+        return Verdict(f"upstream:{reason}" if reason else "transient", error.message, wait, counted=asked)
     if isinstance(error, LeitstandError):
         return Verdict(type(error).__name__, error.message, None)
     if isinstance(error, HttpError):

@@ -11,7 +11,7 @@ A job belongs to the tenant that asked for it. For everybody else it does not ex
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,6 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from leitstand.errors import ConflictError, LeitstandError, NotFoundError, TransientBackendError
-from leitstand.types import Caller
 from services.errors import HttpError
 from services.exchange import Exchange, TextPayload
 from services.gateway_metrics import JOBS_ACCEPTED
@@ -29,11 +28,12 @@ from services.gateway_wiring import Gateway
 from services.jobs.events import EventStreams
 from services.jobs.opening import HINT
 from services.jobs.queue import JobQueue
-from services.jobs.records import JobStatus, NewJob
+from services.jobs.records import JobStatus, NewJob, Priority
 from services.jobs.schemas import JobRequest, JobResponse, JobResult
 from services.request_ids import new_request_id
 from services.scheduling import Overloaded
 from services.schemas import Problem
+from services.shedding import priority_of
 
 __all__ = ["add_jobs"]
 
@@ -104,16 +104,18 @@ class _Desk:
 
     async def submit(self, use_case: str, request: Request) -> JobStatus:
         queue, headers = self.queue, dict(request.scope["headers"])
-        caller = await self._caller(use_case, request, headers)
         self._need_routes(use_case)
         key = headers.get(b"idempotency-key", b"").decode("latin-1")
         if key and not IDEMPOTENCY_KEY.fullmatch(key):
             raise HttpError(422, "Idempotency-Key must be 1 to 255 printable ASCII characters without spaces")
         asked = await asyncio.to_thread(_read, await request.body(), self._settings.max_texts)
+        subject = asked.subject or headers.get(b"x-subject", b"")[:256].decode("latin-1")
+        exchange = await self._authenticated(use_case, request, subject)
         job = NewJob(
-            id=new_request_id(), use_case=use_case, caller=caller, texts=asked.texts, priority=asked.priority,
+            id=new_request_id(), use_case=use_case, caller=exchange.caller, texts=asked.texts,
+            priority=self._allowed(exchange, asked.priority),
             chunk_texts=self._settings.chunk_texts, top_k=asked.top_k, idempotency_key=key,
-            subject=asked.subject or headers.get(b"x-subject", b"")[:256].decode("latin-1"),
+            subject=exchange.subject,
         )  # fmt: skip
         try:
             job_id, new = await queue.submit(job)
@@ -129,7 +131,7 @@ class _Desk:
     async def find(self, use_case: str, job_id: str, request: Request) -> JobStatus:
         """The job, when it is the caller's."""
         queue = self.queue
-        caller = await self._caller(use_case, request, dict(request.scope["headers"]))
+        caller = (await self._authenticated(use_case, request, "")).caller
         if not JOB_ID.fullmatch(job_id):
             raise _unknown(job_id)
         status = await queue.status(job_id)
@@ -154,13 +156,20 @@ class _Desk:
             raise _unknown(status.id)
         return orjson.dumps({"id": status.id, "use_case": status.use_case, "predictions": answers})
 
-    async def _caller(self, use_case: str, request: Request, headers: Mapping[bytes, bytes]) -> Caller:
+    async def _authenticated(self, use_case: str, request: Request, subject: str) -> Exchange:
+        """The stage *authenticate*, as a prediction would meet it: who asks, for whom, and may they."""
         exchange = Exchange(
-            use_case=use_case, request_id=new_request_id(), subject="", payload=TextPayload(()),
-            path=request.scope["path"], deadline=perf_counter() + self._gateway.settings.deadline_s, headers=headers,
+            use_case=use_case, request_id=new_request_id(), subject=subject, payload=TextPayload(()),
+            path=request.scope["path"], deadline=perf_counter() + self._gateway.settings.deadline_s,
+            headers=dict(request.scope["headers"]),
         )  # fmt: skip
         await self._gateway.policies.authenticate(exchange)
-        return exchange.caller
+        return exchange
+
+    def _allowed(self, exchange: Exchange, asked: Priority) -> Priority:
+        """The priority that the caller may have: the rules of predictions, `resilience.priorities`."""
+        exchange.headers = {b"x-priority": asked.encode()}
+        return priority_of(exchange, self._gateway.inference.gates.spec(exchange.use_case).priorities)
 
     def _need_routes(self, use_case: str) -> None:
         routes = self._gateway.routes

@@ -25,25 +25,20 @@ from services.jobs.records import Outcome, Taken
 from services.predictions import predictions_of
 from services.upstreams import Reply
 
-__all__ = ["Attempt", "caller_of_job"]
+__all__ = ["Attempt"]
 
 OK = 200
-CALLER = "jobs.caller"
+LOW = {b"x-priority": b"low"}  # whoever waits for an answer goes first
 RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 
 logger = structlog.get_logger()
-
-
-async def caller_of_job(exchange: Exchange) -> None:
-    """The policy *authenticate* of a worker: the caller was authenticated when the job was accepted."""
-    exchange.caller = exchange.notes[CALLER]
 
 
 class Attempt:
     """Runs jobs until they end, fail or are to be given back.
 
     Args:
-        inference: The pipeline, whose policy *authenticate* is `caller_of_job`.
+        inference: The pipeline, without the stage *authenticate*: the gateway that accepted the job went through it.
         queue: Where the job came from.
         deadline_s: Time that one chunk gets.
         backoff: Waits before retries.
@@ -81,7 +76,7 @@ class Attempt:
         exchange = Exchange(
             use_case=taken.use_case, request_id=request_id, subject=taken.subject, payload=TextPayload(texts),
             path=f"/v2/models/{taken.use_case}/infer", deadline=perf_counter() + self._deadline_s,
-            notes={CALLER: taken.caller},
+            caller=taken.caller, headers=LOW,
         )  # fmt: skip
         try:
             reply = await self._inference.run(exchange)

@@ -22,7 +22,10 @@ class JobRequest(_Body):
     texts: list[str] = Field(min_length=1)
     top_k: int = Field(default=3, ge=1, le=1000, description="alternatives per text, best first")
     subject: str = Field(default="", max_length=256, description="whom the route is sticky to; or header x-subject")
-    priority: Priority = Field(default="normal", description="of the jobs that wait, `high` is taken first")
+    priority: Priority = Field(
+        default="normal",
+        description="`high` is taken before the others; who asks for more than allowed gets what is allowed",
+    )
 
 
 class JobError(_Body):
