@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from leitstand import cli
 from leitstand.settings import Settings
 from leitstand.usecase import UseCase
+from services import gateway_metrics
+from services import metrics as bento_metrics
 
 REFERENCE = Path(__file__).parent / "reference"
 SHOWN: set[tuple[type[BaseModel], str]] = set()
@@ -37,6 +40,26 @@ def settings_page() -> str:
         "Nothing else reads the environment.\n"
     )
     return NOTE + intro + "".join(_tables(Settings, "LEITSTAND_", "__"))
+
+
+def metrics_page() -> str:
+    """Every metric of the gateway and of a Bento."""
+    parts = [
+        "# Metrics\n\nWhat `/metrics` exposes, in the text format of Prometheus. Counters are seen as `NAME_total`, "
+        "histograms as `NAME_bucket`, `_sum` and `_count`, and all keep counting until the process ends.\n\n"
+        "Labels take few values: what a client may choose freely, a path or the name of a use case, becomes none. "
+        "`use_case` is a use case with routes, or empty; `version`, `route` and `upstream` stand in route tables; "
+        "`reason` and `outcome` are words of the code or of a rule's list.\n"
+    ]
+    for title, module in (("The gateway", gateway_metrics), ("A model Bento", bento_metrics)):
+        metrics = [value for value in vars(module).values() if isinstance(value, MetricWrapperBase)]
+        parts.append(f"\n## {title}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
+        for metric in sorted(metrics, key=lambda each: each.describe()[0].name):
+            family = metric.describe()[0]
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+            parts.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n")
+    return NOTE + "".join(parts)
 
 
 def cli_page() -> str:
@@ -129,7 +152,7 @@ def _type(annotation: Any) -> str:
     return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
-PAGES = {"use-case.md": use_case_page, "settings.md": settings_page, "cli.md": cli_page}
+PAGES = {"use-case.md": use_case_page, "settings.md": settings_page, "cli.md": cli_page, "metrics.md": metrics_page}
 
 if __name__ == "__main__":
     stale = []

@@ -1,5 +1,6 @@
 """Trouble is told when it begins, worsens, lasts and ends: neither lost nor repeated without need."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -139,8 +140,11 @@ def test_a_healthy_window_clears_and_an_unjudged_one_does_not():
     assert not change_of(made.model_copy(update={"finding": None})).cleared
 
 
-def test_every_kind_has_a_runbook_and_every_runbook_a_kind(project: Path):
-    assert {path.stem for path in (project / "docs" / "runbooks").glob("*.md")} - {"README"} == set(KINDS)
+def test_every_kind_has_a_runbook_and_every_runbook_an_alert(project: Path):
+    pages = {path.stem for path in (project / "docs" / "runbooks").glob("*.md")} - {"README"}
+    rules = (project / "deploy" / "prometheus" / "rules.yml").read_text()
+    of_prometheus = set(re.findall(r"runbook_url: docs/runbooks/([a-z-]+)\.md", rules))
+    assert pages == set(KINDS) | of_prometheus
 
 
 def test_an_alert_of_no_kind_is_refused():
