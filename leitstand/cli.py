@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "routes": ("routes", "Show and change who answers a use case."),
     "token": ("token", "Issue tokens of the built-in issuer, for this machine only."),
     "keys": ("keys", "Create, list, rotate and revoke API keys."),
+    "guards": ("guards", "Show a use case's guards, try them on a text, list what awaits a person."),
     "package": ("package", "Build a Bento from a registered version."),
     "predict": ("predict", "Send texts to a served Bento and print the answers."),
     "bundle": ("bundle", "Move Bentos and versions through S3 or a folder."),
