@@ -16,6 +16,7 @@ import ecs_logging
 import structlog
 
 from leitstand import __version__
+from leitstand.log_redaction import RedactingFormatter, redact_line
 
 __all__ = [
     "AlertTold",
@@ -214,6 +215,7 @@ def configure_logging(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *rendering,
+            redact_line,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.WriteLoggerFactory(target),  # pyright: ignore[reportArgumentType]
@@ -226,7 +228,7 @@ def _take_over_libraries(target: LogStream, style: str) -> None:
     handler = logging.StreamHandler(target)
     ours = {"service.name": "leitstand", "service.version": __version__}
     plain = logging.Formatter("%(asctime)s [%(levelname)s] %(name)s: %(message)s")
-    handler.setFormatter(ecs_logging.StdlibFormatter(extra=ours) if style == "ecs" else plain)
+    handler.setFormatter(RedactingFormatter(ecs_logging.StdlibFormatter(extra=ours) if style == "ecs" else plain))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
