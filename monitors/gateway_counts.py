@@ -25,6 +25,7 @@ FAILED = "gateway_upstream_failures_total"
 DOUBT = "gateway_doubt_sum"
 TEXTS = "gateway_doubt_count"
 JUDGED = "gateway_judged_answers_total"
+GUARDED = "gateway_guarded_answers_total"
 SHADOWS = "gateway_shadow_answers_total"
 SHADOW = "~shadow"
 _PLAIN = {ANSWERED: "answered", FAILED: "failed", DOUBT: "doubt", TEXTS: "texts"}
@@ -66,6 +67,8 @@ class Arm(BaseModel):
         agree: Of these, equal.
         rated: Texts with feedback about their answer.
         negative: Of these, found wrong.
+        guarded: Written answers that guards looked at.
+        blocked: Of these, not let through.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +82,8 @@ class Arm(BaseModel):
     agree: float = 0
     rated: float = 0
     negative: float = 0
+    guarded: float = 0
+    blocked: float = 0
 
 
 class GatewayMetrics:
@@ -101,7 +106,7 @@ def parse_counts(text: str, use_case: str) -> Counts:
 
     WHO is a version, or ``VERSION~shadow`` for what it did as a shadow; other routes are added together. Latency
     buckets are named ``le:SECONDS`` and cumulative as in Prometheus; outcomes of a shadow's comparisons and of feedback
-    by themselves.
+    by themselves; guarded answers are ``guarded:OUTCOME``.
     """
     counts: Counts = {}
     for family in text_string_to_metric_families(text):
@@ -114,6 +119,8 @@ def parse_counts(text: str, use_case: str) -> Counts:
                 name = f"le:{float(labels['le']):g}"
             elif sample.name in (SHADOWS, JUDGED):
                 name = labels["outcome"]
+            elif sample.name == GUARDED:
+                name = f"guarded:{labels['outcome']}"
             if name is not None:
                 shadow = SHADOW if sample.name == SHADOWS or labels.get("route") == "shadow" else ""
                 key = f"{labels['version']}{shadow}/{name}"
@@ -165,6 +172,8 @@ def arm(tally: Tally, version: int, slow_ms: float, *, shadow: bool = False) -> 
         agree=agree,
         rated=mine.get("right", 0.0) + mine.get("wrong", 0.0),
         negative=mine.get("wrong", 0.0),
+        guarded=sum(value for key, value in mine.items() if key.startswith("guarded:")),
+        blocked=mine.get("guarded:block", 0.0),
     )
 
 

@@ -76,6 +76,8 @@ def _counts(mine: Arm) -> ArmCounts:
         requests=round(mine.requests),
         errors=round(mine.failed),
         slow=min(round(mine.slow), round(mine.requests - mine.failed)),
+        guarded=round(mine.guarded),
+        blocked=round(mine.blocked),
         rated=round(mine.rated),
         negative=round(mine.negative),
         scored=round(mine.texts),

@@ -8,6 +8,7 @@ from monitors.gateway_counts import (
     BUCKET,
     DOUBT,
     FAILED,
+    GUARDED,
     JUDGED,
     SHADOWS,
     TEXTS,
@@ -44,6 +45,10 @@ gateway_shadow_answers_total{use_case="support",version="2",outcome="disagree"} 
 # TYPE gateway_judged_answers counter
 gateway_judged_answers_total{use_case="support",version="2",route="canary",outcome="right"} 6.0
 gateway_judged_answers_total{use_case="support",version="2",route="canary",outcome="wrong"} 3.0
+# TYPE gateway_guarded_answers counter
+gateway_guarded_answers_total{use_case="support",version="2",route="canary",outcome="pass"} 7.0
+gateway_guarded_answers_total{use_case="support",version="2",route="canary",outcome="mask"} 1.0
+gateway_guarded_answers_total{use_case="support",version="2",route="canary",outcome="block"} 2.0
 """
 
 
@@ -59,6 +64,7 @@ def test_a_page_becomes_the_counts_of_each_version() -> None:
     canary = arm(tally, 2, slow_ms=100)
     assert (canary.requests, canary.failed, canary.slow, canary.texts, canary.doubt) == (14, 4, 2, 20, 2.5)
     assert (canary.rated, canary.negative) == (9, 3)
+    assert (canary.guarded, canary.blocked) == (10, 2)
     assert arm(tally, 2, slow_ms=101).slow == 1, "the next bucket bound counts"
     shadow = arm(tally, 2, slow_ms=100, shadow=True)
     assert (shadow.requests, shadow.failed, shadow.slow, shadow.compared, shadow.agree) == (14, 7, 1, 7, 5)
@@ -70,7 +76,7 @@ def test_names_are_those_that_the_gateway_exposes() -> None:
     metrics = [metric for metric in vars(gateway_metrics).values() if isinstance(metric, MetricWrapperBase)]
     described = [family for metric in metrics for family in metric.describe()]
     exposed = {family.name + ("_total" if family.type == "counter" else "") for family in described}
-    assert {ANSWERED.removesuffix("_count"), FAILED, DOUBT.removesuffix("_sum"), JUDGED, SHADOWS} <= exposed
+    assert {ANSWERED.removesuffix("_count"), FAILED, DOUBT.removesuffix("_sum"), JUDGED, GUARDED, SHADOWS} <= exposed
     assert (BUCKET, TEXTS) == ("gateway_latency_seconds_bucket", "gateway_doubt_count")
 
 
