@@ -66,7 +66,7 @@ class ChatPayload:
         texts: list[str] = []
         for message in self._messages:
             content = message["content"]
-            texts += [content] if isinstance(content, str) else [part["text"] for part in content]
+            texts += _parts(content)
         return texts
 
     def replace(self, texts: Sequence[str]) -> None:
@@ -79,10 +79,16 @@ class ChatPayload:
             else:
                 message["content"] = [{"type": "text", "text": next(rest)} for _ in content]
 
+    def prompts(self) -> list[str]:
+        """The texts of system messages, which an answer should not repeat."""
+        roles = ("system", "developer")
+        contents = [message["content"] for message in self._messages if message["role"] in roles]
+        return [part for content in contents for part in _parts(content)]
+
     def last_text(self) -> str:
         """What the caller said last: the last message, its parts joined."""
         content = self._messages[-1]["content"]
-        return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+        return "\n".join(_parts(content))
 
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """Body without a model, and headers; `outputs` means nothing here."""
@@ -94,11 +100,11 @@ class ChatPayload:
             headers["accept"] = EVENT_STREAM
         return orjson.dumps(body), headers
 
-    def written(self, reply: Reply) -> Sequence[str]:
+    def answers(self, reply: Reply) -> Sequence[str]:
         """The one text of the answer."""
         return () if reply.completion is None else (reply.completion.text,)
 
-    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
+    def with_answers(self, reply: Reply, texts: Sequence[str]) -> Reply:
         """The answer with another text."""
         if reply.completion is None:
             return reply
@@ -174,6 +180,10 @@ def _content(message: ChatMessage) -> str | list[dict[str, str]]:
     if isinstance(message.content, str):
         return message.content
     return [{"type": "text", "text": part.text} for part in message.content]
+
+
+def _parts(content: str | list[dict[str, str]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
 
 
 def _extras(request: ChatRequest, spec: ChatSpec) -> dict[str, Any]:

@@ -119,6 +119,7 @@ class ChatStream:
         self._events = EventReader()
         self._first: list[Piece] = []
         self._over = False
+        self._failure: UpstreamFailed | None = None
 
     async def begin(self) -> None:
         """Waits for the first pieces."""
@@ -166,6 +167,8 @@ class ChatStream:
 
     async def _next(self, wait_s: float | None) -> list[Piece]:
         """What the next bytes complete; may be empty."""
+        if self._failure is not None:
+            raise self._failure
         try:
             async with asyncio.timeout(wait_s):
                 raw = await self._response.content.readany()
@@ -176,7 +179,7 @@ class ChatStream:
         if not raw:
             self._over = True
             return []
-        pieces = []
+        pieces: list[Piece] = []
         try:
             for event in self._events.feed(raw):
                 if event.data == "[DONE]":
@@ -185,7 +188,10 @@ class ChatStream:
                 pieces.append(read_chunk(event.data))
         except PermanentBackendError as error:
             reason = "error" if isinstance(error, UpstreamReports) else "garbled"
-            raise UpstreamFailed(f"{self.target.url}: {error.message}", reason) from error
+            failure = UpstreamFailed(f"{self.target.url}: {error.message}", reason)
+            if not pieces:
+                raise failure from error
+            self._failure = failure  # what came before it counts
         return pieces
 
 

@@ -10,12 +10,15 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from leitstand.types import Caller, Usage, Verdict
+from services.chat_payload import ChatPayload
 from services.inference_protocol import decode_request, replace_texts
 from services.upstream_codec import Predictions, decode_answer, encode_texts
 from services.upstreams import HEAD_BYTES, Reply
 
-__all__ = ["Exchange", "Payload", "RawPayload", "TextPayload", "WritingPayload"]
+__all__ = ["CHAT_NOTES", "Exchange", "Payload", "RawPayload", "TextPayload", "WritingPayload"]
 
+CHAT_NOTES = "chat"
+"""Key of `Exchange.notes`: the upstream's own names for an answer, and whether it counted its tokens."""
 CONTENT_TYPE = {"content-type": "application/json"}
 NOBODY, NOTHING = Caller(), Usage()
 
@@ -35,14 +38,6 @@ class Payload(Protocol):
 
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """Body and headers of the call; `outputs` matters when `asks_for_outputs`."""
-        ...
-
-    def written(self, reply: Reply) -> Sequence[str]:
-        """What a model wrote for people in this answer; nothing when it only classified."""
-        ...
-
-    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
-        """The answer with `texts` in the place of `written`."""
         ...
 
 
@@ -78,14 +73,6 @@ class TextPayload:
         """See `Payload.request`."""
         return encode_texts(self._texts, outputs), CONTENT_TYPE
 
-    def written(self, reply: Reply) -> Sequence[str]:
-        """See `Payload.written`."""
-        return ()
-
-    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
-        """See `Payload.rewrite`."""
-        return reply
-
 
 class RawPayload:
     """A protocol request as its bytes; unless a guard replaces its texts, nothing is changed and nothing is checked."""
@@ -117,14 +104,6 @@ class RawPayload:
     def request(self, outputs: Collection[str]) -> tuple[bytes, dict[str, str]]:
         """See `Payload.request`."""
         return self._body, self._headers
-
-    def written(self, reply: Reply) -> Sequence[str]:
-        """See `Payload.written`."""
-        return ()
-
-    def rewrite(self, reply: Reply, texts: Sequence[str]) -> Reply:
-        """See `Payload.rewrite`."""
-        return reply
 
 
 @dataclass(slots=True)
@@ -179,10 +158,12 @@ class Exchange:
     _predictions: Predictions | None = None
 
     def take(self, reply: Reply) -> None:
-        """Sets the answer, and what it used, if it tells; guards that change one do the same."""
+        """Sets the answer, and of a written one what it used; guards that change one do the same."""
         self.reply, self._predictions = reply, None
-        if reply.usage is not None:
-            self.usage = reply.usage
+        if reply.completion is not None and isinstance(self.payload, ChatPayload):
+            self.usage = reply.usage or self.payload.guess(reply.completion.text)
+            tokens = "guessed" if reply.usage is None else "counted"
+            self.notes[CHAT_NOTES] = reply.completion.notes | {"tokens": tokens}
 
     def predictions(self) -> Predictions:
         """The answer's contents; call it only when `reply` has status 200.

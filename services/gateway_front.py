@@ -3,6 +3,7 @@
     POST /v1/{use_case}/predict                               texts in, predictions out
     POST /v2/models/{use_case}[/versions/N]/infer             bytes in, bytes out
     GET  /v2..., /v2/health/live, /v2/health/ready            metadata and health of the protocol
+    POST /v1/chat/completions, GET /v1/models                 OpenAI's API (`services.chat_front`)
 
 FastAPI's routing, request objects and response models cost several times as much as the work of a gateway;
 its documentation lists these paths all the same (`services.gateway_docs`). Everything else is FastAPI's.
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from leitstand import __version__
 from services.asgi import EXCHANGE, ClientGone, read_body, respond
+from services.chat_front import ChatFront
 from services.errors import JSON, HttpError, Response, not_found
 from services.exchange import Exchange, RawPayload, TextPayload
 from services.gateway_metrics import REFUSED
@@ -62,6 +64,7 @@ class Front:
         self._max_texts = gateway.settings.max_texts
         self._max_depth = gateway.settings.max_json_depth
         self._access = gateway.access
+        self._chats = ChatFront(gateway, lambda: self.draining)
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,6 +73,9 @@ class Front:
             path = scope["path"]
             if path.startswith("/v2"):
                 await self._protocol(scope, receive, send, path)
+                return
+            if self._chats.answers(path):
+                await self._chats(scope, receive, send)
                 return
             parts = path.split("/")
             if len(parts) == 4 and parts[1] == "v1" and parts[3] == "predict":  # noqa: PLR2004

@@ -16,9 +16,11 @@ from leitstand.ports import FeedbackLog, InferenceLog
 from leitstand.settings import AccessSettings, GatewaySettings, JobSettings, Settings, TlsSettings
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.usecase import find, load
-from services.gates import Gates
 from services.access_wiring import open_access
 from services.authentication import Access, OpenAccess
+from services.chat_rules import ChatRules, open_chat_rules
+from services.chat_upstream import ChatCalls
+from services.gates import Gates
 from services.inference import Inference
 from services.jobs.opening import job_queue
 from services.jobs.queue import JobQueue
@@ -56,6 +58,7 @@ class Gateway:
     tls: TlsSettings = field(default_factory=TlsSettings)
     policies: Policies = field(default_factory=Policies)
     jobs: JobQueue | None = None
+    chat: ChatRules = field(default_factory=ChatRules)
     job_settings: JobSettings = field(default_factory=JobSettings)
 
 
@@ -75,7 +78,8 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
     routes = RouteWatch(open_route_store(settings), chosen.refresh_s, prepare=specs)
     token = settings.serving.token.get_secret_value() if settings.serving.token else ""
     upstreams = Upstreams(
-        connect_s=chosen.connect_s, vectors=chosen.log_vectors, context=upstream_context(settings.tls),
+        connect_s=chosen.connect_s, vectors=chosen.log_vectors,
+        chats=ChatCalls(settings.chat), context=upstream_context(settings.tls),
         private=private_allowed(settings), token=token,
     )  # fmt: skip
     access = open_access(settings)
@@ -100,7 +104,8 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
         access=access, access_settings=settings.access, tls=settings.tls,
-        policies=policies, jobs=job_queue(settings), job_settings=settings.jobs, watchers=watchers,
+        policies=policies, jobs=job_queue(settings), job_settings=settings.jobs,
+        chat=open_chat_rules(settings), watchers=watchers,
     )  # fmt: skip
 
 

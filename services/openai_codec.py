@@ -119,8 +119,10 @@ def error_text(body: bytes) -> str:
         return body[:200].decode("utf-8", "replace")
 
 
-def completion_bytes(completion: Completion, *, request_id: str, model: str, created: int) -> bytes:
-    """The body that a caller gets."""
+def completion_bytes(
+    completion: Completion, *, request_id: str, model: str, created: int, usage: Usage | None = None
+) -> bytes:
+    """The body that a caller gets; `usage` where the completion does not tell."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": completion.text, "refusal": None},
@@ -128,8 +130,8 @@ def completion_bytes(completion: Completion, *, request_id: str, model: str, cre
         "logprobs": None,
     }
     document = {"id": request_id, "object": "chat.completion", "created": created, "model": model, "choices": [choice]}
-    if completion.usage is not None:
-        document["usage"] = usage_document(completion.usage)
+    if (used := completion.usage or usage) is not None:
+        document["usage"] = usage_document(used)
     if fingerprint := completion.notes.get("system_fingerprint"):
         document["system_fingerprint"] = fingerprint
     return orjson.dumps(document)

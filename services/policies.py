@@ -10,11 +10,10 @@ in this order, around the stages *route*, *call* and *log*, which belong to the 
 they raise replaces the answer. `exchange.error` tells them how it ended.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from leitstand.types import Verdict
 from services.exchange import Exchange
 
 __all__ = ["Policies", "Policy", "StreamGuard", "admit_everything"]
@@ -29,12 +28,7 @@ class Policy(Protocol):
 
 
 class StreamGuard(Protocol):
-    """Judges an answer while it is written (`governance.guards.stream`)."""
-
-    @property
-    def verdicts(self) -> Sequence[Verdict]:
-        """What its rules said so far."""
-        ...
+    """Judges an answer while it is written (`services.guarding.GuardedStream`)."""
 
     def feed(self, chunk: str) -> str:
         """Takes the next piece and returns what may leave now; raises `ContentBlocked`."""
@@ -42,6 +36,10 @@ class StreamGuard(Protocol):
 
     def finish(self) -> str:
         """Returns the rest; raises `ContentBlocked`."""
+        ...
+
+    def close(self) -> None:
+        """Tells what it found; also of a stream that ends early."""
         ...
 
 

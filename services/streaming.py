@@ -18,10 +18,7 @@ from services.openai_codec import Completion, Piece
 from services.policies import StreamGuard
 from services.upstreams import AnswerStream
 
-__all__ = ["NOTES", "StreamedAnswer"]
-
-NOTES = "chat"
-"""Where `Exchange.notes` holds the upstream's own names for an answer, and how its tokens are known."""
+__all__ = ["StreamedAnswer"]
 
 
 class StreamedAnswer:
@@ -79,22 +76,19 @@ class StreamedAnswer:
         exchange, payload = self._exchange, self._exchange.payload
         self._stream.close()
         if self._guard is not None:
-            exchange.verdicts += self._guard.verdicts
-        usage = self._usage
-        if usage is None and isinstance(payload, ChatPayload):
-            usage = payload.guess("".join(self._read))
+            self._guard.close()
         said = "".join(self._said) + (self._tail if exchange.error is None else "")
-        exchange.take(whole(Completion(said, self._finish_reason, usage, self._notes)))
-        exchange.notes[NOTES] = self._notes | {"tokens": "guessed" if self._usage is None else "counted"}
+        exchange.take(whole(Completion(said, self._finish_reason, self._usage, self._notes)))
+        if self._usage is None and isinstance(payload, ChatPayload):
+            exchange.usage = payload.guess("".join(self._read))  # a guard may have let less through
 
     def rest(self) -> Iterator[Piece]:
         """What leaves at the end: text that was held back, then why it ended and what it used."""
-        exchange = self._exchange
-        reply = exchange.reply
-        written = exchange.payload.written(reply) if reply is not None and self._buffered else (self._tail,)
-        for text in written:
-            if text:
-                yield Piece(text)
+        exchange, text = self._exchange, self._tail
+        if self._buffered and exchange.reply is not None and exchange.reply.completion is not None:
+            text = exchange.reply.completion.text
+        if text:
+            yield Piece(text)
         yield Piece(finish_reason=self._finish_reason or "stop", usage=exchange.usage, notes=self._notes)
 
     def _learn(self, piece: Piece) -> None:
