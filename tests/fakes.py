@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from governance.access.api_keys import ApiKey, ended, unknown_key
 from governance.routes.tables import conflict, stored
 from leitstand.errors import ConflictError, IntegrityError, NotFoundError
 from leitstand.files import digest_file, digest_json
@@ -32,6 +33,7 @@ from models.registry.facts import check_candidate
 from models.registry.wandb_rows import Row
 
 __all__ = [
+    "InMemoryApiKeys",
     "InMemoryFeedbackLog",
     "InMemoryInferenceLog",
     "InMemoryRegistry",
@@ -318,6 +320,33 @@ class InMemoryWandb:
         if text is not None:
             self.notes[name] = text
         return self.notes.get(name, "")
+
+
+class InMemoryApiKeys:
+    """An `ApiKeyStore` in a dictionary."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, ApiKey] = {}
+        self.changes = 0
+
+    def add(self, key: ApiKey) -> None:
+        if key.key_id in self.keys:
+            raise ConflictError(f"There is a key with the id '{key.key_id}' already")
+        self.keys[key.key_id] = key
+        self.changes += 1
+
+    def end(self, key_id: str, at: datetime, why: Literal["rotated", "revoked"]) -> ApiKey:
+        if key_id not in self.keys:
+            raise unknown_key(key_id)
+        self.keys[key_id] = ended(self.keys[key_id], at, why)
+        self.changes += 1
+        return self.keys[key_id]
+
+    def all(self) -> Sequence[ApiKey]:
+        return list(self.keys.values())
+
+    def revision(self) -> int:
+        return self.changes
 
 
 class InMemoryRouteStore:

@@ -56,7 +56,11 @@ class ApiKeyStore(Protocol):
     """Keeps records of keys. Safe with threads and processes; a change is seen by all at once."""
 
     def add(self, key: ApiKey) -> None:
-        """Stores a new key."""
+        """Stores a new key.
+
+        Raises:
+            ConflictError: Its id is taken.
+        """
         ...
 
     def end(self, key_id: str, at: datetime, why: Literal["rotated", "revoked"]) -> ApiKey:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from governance.access.api_keys import ApiKey, ended, unknown_key
-from leitstand.errors import IntegrityError
+from leitstand.errors import ConflictError, IntegrityError
 from leitstand.state_file import StateFile
 
 __all__ = ["SqliteApiKeys", "read_key"]
@@ -32,9 +32,9 @@ class SqliteApiKeys:
     def add(self, key: ApiKey) -> None:
         """See `ApiKeyStore.add`."""
         with self._file.transaction() as connection:
-            connection.execute(
-                "INSERT INTO api_keys (key_id, record) VALUES (?, ?)", (key.key_id, key.model_dump_json())
-            )
+            row = (key.key_id, key.model_dump_json())
+            if not connection.execute("INSERT OR IGNORE INTO api_keys (key_id, record) VALUES (?, ?)", row).rowcount:
+                raise ConflictError(f"There is a key with the id '{key.key_id}' already")
             connection.execute(TOUCH)
 
     def end(self, key_id: str, at: datetime, why: Literal["rotated", "revoked"]) -> ApiKey:
