@@ -151,8 +151,10 @@ class Gates:
                 self._gates.pop(key).forget()
 
     def states(self) -> dict[str, dict[str, State]]:
-        """Use case, and ``VERSION=URL`` of each upstream that was asked, to the state of its breaker."""
+        """Use case and version to the state of its breaker; of several upstreams of a version, the worst."""
         states: dict[str, dict[str, State]] = {}
         for (use_case, target), gate in self._gates.items():
-            states.setdefault(use_case, {})[f"{target.version}={target.url}"] = gate.breaker.state
+            found = states.setdefault(use_case, {})
+            before = found.get(str(target.version), "closed")
+            found[str(target.version)] = max(before, gate.breaker.state, key=LEVELS.__getitem__)
         return states

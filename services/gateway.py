@@ -36,6 +36,7 @@ from services.payload_encryption import Encrypted, open_jwe_key
 from services.problems import problem, problem_for
 from services.scheduling import Overloaded
 from services.schemas import FeedbackRequest, FeedbackResponse, Problem
+from services.slow_clients import SlowClients
 from services.tls import server_options
 
 __all__ = ["create_app", "serve"]
@@ -75,8 +76,10 @@ def serve(gateway: Gateway) -> None:
     Raises:
         ConfigurationError: A certificate or key cannot be used.
     """
+    clients = SlowClients(gateway.settings.client_s)
     config = uvicorn.Config(
-        create_app(gateway), host=gateway.settings.host, port=gateway.settings.port, loop="uvloop", http="httptools",
+        create_app(gateway), host=gateway.settings.host, port=gateway.settings.port, loop="uvloop",
+        http=clients.protocol, callback_notify=clients.sweep, timeout_notify=0,
         lifespan="on", log_level="warning", access_log=False, server_header=False, date_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(gateway.drain_s)),
         **server_options(gateway.tls),
@@ -124,6 +127,7 @@ def _add_health(app: FastAPI, gateway: Gateway, front: Front) -> None:
             "draining": front.draining,
             "route_store": gateway.routes.down or "ok",
             "routes": revisions,
+            "breakers": gateway.inference.gates.states(),
         }
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -10,6 +10,13 @@ __all__ = [
     "BREAKER_OPENED",
     "BREAKER_STATE",
     "BUDGET_USED",
+    "BUDGET_EXPIRED",
+    "BUDGET_HOLDS",
+    "BUDGET_LEFT",
+    "BUDGET_REFUSALS",
+    "BUDGET_STORE_UP",
+    "BUDGET_UNSETTLED",
+    "BUDGET_WARNINGS",
     "COST",
     "FAILURES",
     "FALLBACKS",
@@ -40,6 +47,7 @@ __all__ = [
     "ROWS_DROPPED",
     "SHADOWS",
     "SHED",
+    "SLOW_CLIENTS",
     "STORE_UP",
     "STREAMS",
     "TOKENS",
@@ -121,6 +129,11 @@ HEDGES = Counter(
     ["use_case", "version", "outcome"],
 )
 SHED = Counter("gateway_shed_total", "Requests refused because the gateway is nearly full", ["priority"])
+SLOW_CLIENTS = Counter(
+    "gateway_slow_clients_total",
+    "Connections that were closed: silence, request (not sent in time), answer (not taken in time), long head",
+    ["what"],
+)
 SHADOWS = Counter(
     "gateway_shadow_answers_total",
     "Shadow answers by outcome: agree, disagree (a label differs), failed, skipped (too many at once)",
@@ -160,6 +173,28 @@ BUDGET_USED = Gauge(
     ["use_case", "limit"],
 )
 COST = Counter("gateway_cost_total", "Cost of answered requests, in the unit of the budgets", ["use_case"])
+BUDGET_HOLDS = Counter(
+    "gateway_budget_reservations_total",
+    "Requests that limits apply to, by outcome: held, refused, fallback (a day is used up), unavailable (no store)",
+    ["use_case", "outcome"],
+)
+BUDGET_REFUSALS = Counter(
+    "gateway_budget_refusals_total",
+    "Requests that a limit refused or sent to the fallback; scope: use_case, tenant, key, user, total",
+    ["use_case", "scope", "limit"],
+)
+BUDGET_WARNINGS = Counter(
+    "gateway_budget_warnings_total", "Answers beyond a day's soft limit", ["use_case", "scope", "limit"]
+)
+BUDGET_LEFT = Gauge(
+    "gateway_budget_left",
+    "What the last request left of a day's limit, in its own unit (cost: millionths); only tenants with own limits",
+    ["use_case", "scope", "limit", "tenant"],
+)
+BUDGET_EXPIRED = Counter("gateway_budget_expired_total", "Reservations without a gateway, booked in full by this one")
+BUDGET_UNSETTLED = Gauge("gateway_budget_unsettled", "Bookings that wait for the store to answer")
+BUDGET_STORE_UP = Gauge("gateway_budget_store_up", "1 when the store of budgets answered at the last attempt")
+BUDGET_STORE_UP.set(1)
 
 JOBS_ACCEPTED = Counter(
     "jobs_submitted_total", "Requests for a job by outcome: new, known (same idempotency key), refused",

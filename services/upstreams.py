@@ -31,7 +31,7 @@ IDLE_S = 4.0
 ASK_AGAIN_S = 5.0
 DESCRIBE_S = 1.0
 CHAT_PATH = "/chat/completions"
-MAX_ANSWER_BYTES = 64 * 2**20
+MAX_ANSWER_BYTES = 16 * 2**20
 HEAD_BYTES = "inference-header-content-length"
 DEADLINE = "x-deadline-ms"
 
@@ -178,6 +178,8 @@ class Upstreams:
         except aiohttp.ClientConnectorError as error:
             said = f"{target.url} takes no connections: {error}"
             raise UpstreamFailed(said, "refused", repeatable=True) from error
+        except aiohttp.ClientResponseError as error:
+            raise UpstreamFailed(f"{target.url} does not speak HTTP: {error.message}", "garbled") from error
         except aiohttp.ClientError as error:
             said = f"{target.url} broke the connection: {error!r}"
             begun = not isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -105,7 +106,8 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
         if state.name == SERVER:
             row |= {"url": f"http://127.0.0.1:{settings.local.prefect_port}", "ready": prefect_is_up(settings)}
         if state.name == GATEWAY:
-            row |= {"url": gateway_url(settings), "ready": is_ready(gateway_url(settings))}
+            url = gateway_url(settings)
+            row |= {"url": url, "ready": is_ready(url), "breakers": breakers_of(url)}
         endpoint = deployer.endpoint_of(state.name)
         if endpoint:
             row |= {"url": endpoint.url, "ready": is_ready(endpoint.url), "tag": endpoint.tag}
@@ -119,7 +121,7 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
     ready = {None: "", True: "yes", False: "not yet"}
     print_table(
         ["name", "state", "ready", "pid", "url", "what"],
-        [[r["name"], r["state"], ready[r["ready"]], str(r["pid"]), r["url"], r.get("tag", "")] for r in rows],
+        [[r["name"], r["state"], ready[r["ready"]], str(r["pid"]), r["url"], _what(r)] for r in rows],
     )
 
 
@@ -127,6 +129,27 @@ def gateway_url(settings: Settings) -> str:
     """Where this machine's gateway answers; one that binds to every address answers on loopback."""
     host = settings.gateway.host
     return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{settings.gateway.port}"  # noqa: S104
+
+
+def breakers_of(url: str) -> dict[str, dict[str, str]]:
+    """Use case and version to the state of its breaker in the gateway at `url`; empty when it does not tell."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 -- our own gateway
+            return json.load(answer).get("breakers", {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _what(row: dict[str, Any]) -> str:
+    """The tag of a Bento; of the gateway, the upstreams that it leaves alone."""
+    states = row.get("breakers", {})
+    left = [
+        f"{use_case}:{version} {state}"
+        for use_case, versions in states.items()
+        for version, state in versions.items()
+        if state != "closed"
+    ]
+    return row.get("tag") or (f"breakers: {', '.join(left)}" if left else "")
 
 
 def prefect_is_up(settings: Settings) -> bool:
