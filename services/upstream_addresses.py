@@ -1,5 +1,6 @@
 """Looks at every address right before it is connected to: a name may resolve to what nobody shall ask for."""
 
+import errno
 import socket
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -33,7 +34,7 @@ class CheckedResolver(AbstractResolver):
         for each in found:
             why = forbidden(each["host"], private=self._private)
             if why:
-                raise ForbiddenAddress(f"{host} resolves to {each['host']}: {why}")
+                raise ForbiddenAddress(errno.EACCES, f"{host} resolves to {each['host']}: {why}")
         return found
 
     async def close(self) -> None:
