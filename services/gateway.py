@@ -27,6 +27,7 @@ from services.feedback import take_feedback
 from services.gateway_docs import describe
 from services.gateway_front import Front
 from services.gateway_lifetime import opened
+from services.gateway_pages import add_pages
 from services.gateway_wiring import Gateway
 from services.guarded import CALLER, Guarded
 from services.hardening import Hardened
@@ -66,6 +67,7 @@ def create_app(gateway: Gateway) -> Observed:
     _add_health(app, gateway, front)
     add_jobs(app, gateway, lambda: front.draining)
     _answer_with_problems(app)
+    add_pages(app)
     app.openapi = lambda: describe(app)
     return Observed(_hardened(front, gateway), lambda name: gateway.routes.table(name) is not None, *gateway.watchers)
 

@@ -26,6 +26,7 @@ SECURE = [
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+POLICY = b"content-security-policy"
 HSTS = (b"strict-transport-security", b"max-age=31536000; includeSubDomains")
 ONCE = frozenset({b"authorization", b"x-api-key", b"x-subject", b"content-length", b"content-type", b"host"})
 TOO_LARGE = 431
@@ -66,7 +67,8 @@ class Hardened:
         async def protected(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 said = message["headers"] = list(message["headers"])
-                said += added
+                own = any(name == POLICY for name, _ in said)
+                said += [pair for pair in added if pair[0] != POLICY] if own else added
             await send(message)
 
         refusal = self._refusal(headers)

@@ -39,7 +39,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             break
     status, headers, content = 200, [(b"content-type", b"application/json")], json.dumps(METADATA).encode()
     if scope["method"] == "POST":
-        status, content, head = await answer(json.loads(body))
+        try:
+            status, content, head = await answer(json.loads(body))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            status, content, head = 400, b'{"error": "no request of the protocol"}', 0
         if head:
             headers = [(b"inference-header-content-length", str(head).encode())]
     headers.append((b"content-length", str(len(content)).encode()))
