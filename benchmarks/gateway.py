@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,15 @@ def answers(url: str) -> bool:
         return False
 
 
-def wrk(port: int, path: str, body: str, connections: int, seconds: float, work: Path) -> dict[str, float]:
+def wrk(
+    port: int, path: str, body: str, connections: int, seconds: float, work: Path,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Requests per second and percentiles in milliseconds; fails on any answer but 2xx."""
     script = work / "post.lua"
+    shown = "".join(f"wrk.headers['{name}'] = '{value}'\n" for name, value in (headers or {}).items())
     script.write_text(
-        f"wrk.method = 'POST'\nwrk.body = [==[{body}]==]\nwrk.headers['content-type'] = 'application/json'\n"
+        f"{shown}wrk.method = 'POST'\nwrk.body = [==[{body}]==]\nwrk.headers['content-type'] = 'application/json'\n"
         "done = function(s, l, r)\n"
         "  local bad = s.errors.status + s.errors.connect + s.errors.read + s.errors.write + s.errors.timeout\n"
         '  print(string.format(\'JSON {"requests":%d,"bad":%d,"p50":%.4f,"p99":%.4f,"seconds":%.4f}\',\n'

@@ -24,7 +24,10 @@ from flows.monitoring import DriftCheck, Window, check_drift, report_window
 from flows.retraining import PlainSteps, retrain
 from flows.rollout import controller, drive
 from flows.wiring import Adapters, wire
-from leitstand.errors import TransientBackendError
+from governance.audit.opening import trail_folder
+from governance.audit.reading import Reader
+from governance.audit.verify_standalone import read_public_keys, verify_trail
+from leitstand.errors import IntegrityError, TransientBackendError
 from leitstand.types import GateReport, ModelRef, ModelVersion, RunRecord, Snapshot, utc_now
 from leitstand.usecase import UseCase
 from models.ledger import open_ledger
@@ -152,6 +155,18 @@ class Machinery:
         count = open_ledger(self.place.settings).verify()
         self.adapters.registry.verify_moves(NAME)
         return count
+
+    def verify_audit(self) -> tuple[int, frozenset[str]]:
+        """Checks every audit record; returns their number, and the ids of the requests that have one.
+
+        Raises:
+            IntegrityError: A record was changed, removed or added.
+        """
+        folder = trail_folder(self.place.settings)
+        result = verify_trail(folder, read_public_keys(sorted((folder / "public_keys").glob("*.pem"))))
+        if result.all_problems:
+            raise IntegrityError(f"The audit trail does not hold: {result.all_problems[0]}")
+        return result.records, frozenset(record.request_id for record in Reader(folder).records())
 
     def ledger_rows(self) -> list[list[str]]:
         """One row per move of an alias: when, alias, from, to, by whom, why, hash."""

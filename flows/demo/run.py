@@ -396,6 +396,7 @@ def _measure(demo: Demo, first: Trained, retrained: Retraining) -> None:
     count = machinery.verify_ledger()
     demo.note(f"promotion ledger: {count} entries, chain intact, aliases where it put them", "verified")
     numbers["ledger_entries"] = count
+    _audited(demo)
     page = machinery.compare(demo.runs, demo.place.home / "reports" / "compare.html")
     demo.link("Compare page", page, "the training runs side by side")
     for title, path in machinery.version_pages(retrained.version or 0):
@@ -405,6 +406,22 @@ def _measure(demo: Demo, first: Trained, retrained: Retraining) -> None:
         gap - 2 * error <= demo.scenario.tolerance,
         f"the retrained model is {gap:.4f} below one trained with everything, which is no chance",
     )
+
+
+def _audited(demo: Demo) -> None:
+    """Whether every answer that a client got has its record, in a chain that holds."""
+    count, recorded = demo.machinery.verify_audit()
+    answered = [answer.request_id for answer in demo.timeline.answers if not answer.failed]
+    missing = [each for each in answered if each not in recorded]
+    demo.expect(
+        not missing, f"{len(missing)} of {len(answered)} answers have no audit record, the first: {missing[:1]}"
+    )
+    demo.note(
+        f"audit trail: {count:,} records, chains intact; each of the {len(answered):,} answers has one "
+        f"(why the last one: leitstand explain {answered[-1]})",
+        "verified",
+    )
+    demo.timeline.numbers |= {"audit_records": count, "answers": len(answered)}
 
 
 def paired_gap(better: Sequence[bool], worse: Sequence[bool]) -> tuple[float, float]:

@@ -97,6 +97,7 @@ def test_every_step_of_the_loop_happens(finished: subprocess.CompletedProcess[st
     numbers = result["numbers"]
     assert numbers["calm_alarms"] == numbers["failed_requests"] == 0
     assert numbers["bad_canary_answers"] > 0, "the bad canary was in traffic"
+    assert numbers["audit_records"] >= numbers["answers"] > 0
     assert numbers["accuracy_champion_new_queues"] == 0
     assert numbers["accuracy_retrained_new_queues"] > 0.8
     assert numbers["accuracy_gap"] <= 0.05

@@ -100,6 +100,22 @@ def test_one_command_takes_source_files_to_a_served_champion(workspace: Workspac
     assert (answer["version"], answer["predictions"][0]["label"]) == ("1", "activate_my_card")
 
 
+def test_an_answer_is_explained_from_its_record_and_given_again(workspace: Workspace) -> None:
+    told = workspace.leitstand("predict", "triage", "I forgot my passcode", "--json")
+    answer = json.loads(told.stdout)
+    assert answer["route"] == "stable", told.stderr
+    explained = workspace.leitstand("explain", answer["request_id"])
+    assert explained.returncode == 0, explained.stderr
+    (listed,) = workspace.versions()
+    for fact in ("triage:1 as stable", listed["data_digest"], listed["commit"], "approved"):
+        assert str(fact) in explained.stdout, (fact, explained.stdout)
+    again = workspace.leitstand("replay", answer["request_id"])
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "identical" in again.stdout
+    verified = workspace.leitstand("audit", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
 def test_the_service_speaks_the_open_inference_protocol(workspace: Workspace) -> None:
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["my card", "an ATM?"]}]}
     answer = httpx.post(f"{workspace.service}/v2/models/triage/versions/1/infer", json=body).raise_for_status().json()
