@@ -6,7 +6,8 @@ gateway process learns for itself; nothing is shared between replicas.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -76,6 +77,15 @@ class Gate:
         """Gives the place back, and tells the breaker."""
         self.in_flight -= 1
         self.breaker.leave(ticket, outcome)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A place in the bulkhead for as long as an answer that has begun is still being written."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
     def is_evidence(self, error: UpstreamFailed, given_s: float) -> bool:
         """Whether a failure says anything about the upstream: not when it sheds load, or when it had no time."""

@@ -150,9 +150,11 @@ class Inference:
                 choice = await self._decide(exchange)
                 answer = self._begin(exchange, buffered=buffered)
                 if answer is not None:
-                    async with aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
-                        async for piece in pieces:
-                            yield piece
+                    gate = self.gates.of(exchange.use_case, answer.target)
+                    with gate.held():
+                        async with aclosing(answer.pieces()) as pieces:  # type: ignore[type-var]
+                            async for piece in pieces:
+                                yield piece
                     answer.end()
                     if buffered:
                         await self._policies.guard_output(exchange)

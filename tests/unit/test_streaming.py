@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from leitstand.errors import ContentBlocked, PolicyDenied, TransientBackendError
 from leitstand.specs.chat import ChatSpec
+from leitstand.specs.resilience import ResilienceSpec
 from leitstand.types import Target, Usage
 from services.chat_payload import make_payload, read_chat_request, whole
 from services.exchange import CHAT_NOTES, Exchange
@@ -275,3 +276,14 @@ def test_what_leaves_is_what_was_written(texts: list[str]) -> None:
         return "".join(piece.text for piece in [*pieces, *answer.rest()])
 
     assert asyncio.run(said()) == "".join(texts) + "!"
+
+
+async def test_a_stream_holds_its_place_in_the_bulkhead_until_it_ends() -> None:
+    async with ready(ScriptedStream(hangs=True), resilience=ResilienceSpec(max_concurrent=1)) as (parts, _, _):
+        async with aclosing(parts.inference.stream(chat())) as pieces:  # type: ignore[type-var]
+            await anext(aiter(pieces))
+            with pytest.raises(UpstreamFailed, match="not answered yet"):
+                await listen(parts, [], chat("r-2"))
+        parts.upstreams.scripts[STABLE] = streamed(ScriptedStream())
+        await listen(parts, [], chat("r-3"))
+        assert parts.inference.gates.of("support", STABLE).in_flight == 0
