@@ -84,6 +84,8 @@ def _complete(paths: dict[str, Any]) -> None:
         tag, *statuses = FASTAPI.get(path, ("operation",))
         for operation in item.values():
             operation["tags"] = [tag]
+            if path in ("/livez", "/readyz"):
+                operation["security"] = [{}]
             said = {status: meaning for status, meaning in operation["responses"].items() if int(status) < 400}  # noqa: PLR2004
             operation["responses"] = said | problems(*statuses)
             parameters = [each for each in operation.get("parameters", []) if each["name"] != "use_case"]

@@ -9,7 +9,6 @@ __all__ = [
     "AUTHENTICATED",
     "BREAKER_OPENED",
     "BREAKER_STATE",
-    "BUDGET_USED",
     "BUDGET_EXPIRED",
     "BUDGET_HOLDS",
     "BUDGET_LEFT",
@@ -167,11 +166,6 @@ JUDGED = Counter(
 ROWS_DROPPED = Counter("gateway_log_records_dropped_total", "Answers that are missing in the inference log")
 ACCESS_LINES_DROPPED = Counter("gateway_access_lines_dropped_total", "Lines that are missing in the access log")
 TOKENS = Counter("gateway_tokens_total", "Tokens of answered requests by direction: in, out", ["use_case", "direction"])
-BUDGET_USED = Gauge(
-    "gateway_budget_used_ratio",
-    "Share of a daily limit that the latest request found used or reserved; the fullest of its counts",
-    ["use_case", "limit"],
-)
 COST = Counter("gateway_cost_total", "Cost of answered requests, in the unit of the budgets", ["use_case"])
 BUDGET_HOLDS = Counter(
     "gateway_budget_reservations_total",

@@ -54,7 +54,7 @@ window.ui = SwaggerUIBundle({
 
 def add_pages(app: FastAPI) -> None:
     """Adds ``/docs`` and the files it needs."""
-    headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+    headers = {"content-security-policy": POLICY}
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
