@@ -7,13 +7,14 @@ has() {
     postgresql) command -v initdb || ls /usr/lib/postgresql/*/bin/initdb ;;
     prometheus-alertmanager) command -v prometheus-alertmanager || command -v alertmanager ;;
     kubernetes-client) command -v kubectl ;;
+    nodejs) command -v node ;;
     chromium) command -v chromium || command -v google-chrome ;;
     *) command -v "$1" ;;
   esac >/dev/null 2>&1
 }
 
 missing() {
-  for package in postgresql redis-server prometheus-alertmanager chromium kubernetes-client; do
+  for package in postgresql redis-server prometheus-alertmanager chromium kubernetes-client nodejs npm; do
     has "$package" || printf '%s ' "$package"
   done
 }
