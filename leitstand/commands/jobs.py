@@ -56,6 +56,13 @@ def cancel(job_id: str = typer.Argument(help="Id of the job.")) -> None:
     typer.echo(_ask(lambda queue: queue.cancel(job_id)))
 
 
+@app.command("erase")
+def erase(job_id: str = typer.Argument(help="Id of the job.")) -> None:
+    """Forget an ended job, with its texts and answers, before its time."""
+    _ask(lambda queue: queue.erase(job_id))
+    typer.echo("erased")
+
+
 @app.command("replay")
 def replay(
     job_ids: list[str] = typer.Argument(None, metavar="[ID]...", help="Ids of dead letters."),

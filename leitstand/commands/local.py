@@ -19,6 +19,7 @@ from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, PermanentBackendError
 from leitstand.settings import Settings, load_settings, quiet_environment
 from leitstand.types import Target
+from services.jobs.opening import queue_uri
 
 app = typer.Typer(add_completion=False)
 
@@ -26,6 +27,7 @@ SERVER = "prefect-server"
 WORKER = "prefect-worker"
 GATEWAY = "gateway"
 ROLLOUTS = "rollouts"
+JOBS = "jobs-worker"
 POOL = "local"
 
 
@@ -33,7 +35,10 @@ POOL = "local"
 def up(
     deploy: bool = typer.Option(True, help="Create or update the Prefect deployments of all use cases"),
 ) -> None:
-    """Start Prefect, a worker, the gateway and the deployed Bentos on this machine. Repeating it is no error."""
+    """Start Prefect, its worker, the gateway and the deployed Bentos on this machine. Repeating it is no error.
+
+    With a Redis for the request queue, a worker for its jobs is started, too.
+    """
     settings = load_settings()
     deployer = LocalDeployer(settings)
     supervisor = deployer.supervisor
@@ -50,6 +55,11 @@ def up(
     stop_wait_s = settings.serving.drain_s + 10
     logging = {"LEITSTAND_LOG_FILE": settings.log_file or "logs/gateway.jsonl"}
     supervisor.put(Program(name=GATEWAY, command=gateway, environment=environment | logging, stop_wait_s=stop_wait_s))
+    if queue_uri(settings):
+        jobs = [sys.executable, "-m", "leitstand.cli", "worker"]
+        supervisor.put(Program(name=JOBS, command=jobs, environment=environment, stop_wait_s=stop_wait_s))
+    else:
+        supervisor.remove(JOBS)
     _say(f"Waiting for Prefect on port {port} ...")
     wait_until(
         lambda: prefect_is_up(settings),

@@ -189,6 +189,17 @@ class JobQueue:
         if state != "replayed":
             raise ConflictError(f"Job {job_id} is {state}", hint="only dead letters (failed jobs) can be replayed")
 
+    async def erase(self, job_id: str) -> None:
+        """Forgets an ended job with its texts and answers, before its time.
+
+        Raises:
+            NotFoundError: No such job.
+            ConflictError: It did not end yet.
+        """
+        state = _known(job_id, await self._run("ERASE", job_id))
+        if state != "erased":
+            raise ConflictError(f"Job {job_id} is {state}", hint="cancel it first")
+
     async def sweep(self) -> None:
         """Lets due retries wait again, ends jobs that are too old, erases what was kept long enough."""
         await self._run("SWEEP")

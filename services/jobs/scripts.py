@@ -24,7 +24,7 @@ What bounds a job is `fruitless`: attempts in a row that answered no further chu
 short troubles. `attempts` counts all of them.
 """
 
-__all__ = ["CANCEL", "CHECKPOINT", "FAIL", "RELEASE", "RENEW", "REPLAY", "STATS", "SUBMIT", "SWEEP", "TAKE"]
+__all__ = ["CANCEL", "CHECKPOINT", "ERASE", "FAIL", "RELEASE", "RENEW", "REPLAY", "STATS", "SUBMIT", "SWEEP", "TAKE"]
 
 _COMMON = """
 local P = KEYS[1]
@@ -74,6 +74,12 @@ local function kept(id)
 end
 
 local function free(id) redis.call('DECRBY', P .. ':bytes', said(id, 'bytes')[1]) end
+
+local function erase(id)
+  if redis.call('ZREM', P .. ':dead', id) == 1 then free(id) end
+  redis.call('ZREM', P .. ':ended', id)
+  for _, key in ipairs(kept(id)) do redis.call('DEL', key) end
+end
 
 local function settle(id, state, code, detail)
   local s = said(id, 'tenant', 'result_ttl_ms', 'dead_ttl_ms')
@@ -319,6 +325,18 @@ return 'replayed'
 """
 )
 
+# id. Everything that is kept of a job that ended, its idempotency key included.
+ERASE = (
+    _COMMON
+    + """
+local state = said(ARGV[2], 'state')[1]
+if not state then return 'unknown' end
+if state == 'queued' or state == 'running' then return state end
+erase(ARGV[2])
+return 'erased'
+"""
+)
+
 # Nothing more. Retries that are due come back, old jobs end, old dead letters are erased; at most 100 of each.
 SWEEP = (
     _COMMON
@@ -331,9 +349,7 @@ for _, id in ipairs(redis.call('ZRANGE', P .. ':open', 0, 99)) do
   if said(id, 'state')[1] == 'queued' and too_old(id) then expire(id) end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. ':dead', '-inf', now, 'LIMIT', 0, 100)) do
-  free(id)
-  for _, key in ipairs(kept(id)) do redis.call('DEL', key) end
-  redis.call('ZREM', P .. ':dead', id)
+  erase(id)
 end
 redis.call('ZREMRANGEBYSCORE', P .. ':ended', '-inf', now)
 return 0

@@ -382,3 +382,15 @@ async def test_what_redis_may_lose_is_said(bench: Bench) -> None:
         assert "power loss" in (await bench.queue.durability())[0]
     finally:
         await redis.config_set("appendfsync", "always")
+
+
+async def test_an_ended_job_can_be_erased_before_its_time(bench: Bench) -> None:
+    job, _ = await bench.queue.submit(new_job("a", idempotency_key="k"))
+    with pytest.raises(ConflictError, match="queued"):
+        await bench.queue.erase(job)
+    await bench.queue.fail(await bench.take(), code="x", detail="")
+    await bench.queue.erase(job)
+    assert await bench.queue.status(job) is None and (await bench.queue.stats()).bytes == 0
+    assert [key for key in await bench.queue._redis.keys("*") if job.encode() in key or b":idem:" in key] == []
+    with pytest.raises(NotFoundError):
+        await bench.queue.erase(job)
