@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
+from pydantic import AwareDatetime
 
 from governance.audit.reading import Reader, opened_json
 from governance.audit.records import InferenceRecord
@@ -16,6 +18,7 @@ __all__ = ["export", "row_of"]
 
 BATCH = 10_000
 NESTED = ("parameters", "sources", "verdicts", "who", "input", "output")
+MOMENTS = ("started_at", "ended_at")
 SEALED = {"who", "input", "output"}
 
 
@@ -73,14 +76,13 @@ def _parquet(rows: Iterator[dict[str, Any]], target: Path) -> int:
 
 
 def _schema(pa: Any) -> Any:
-    kinds = {"int": pa.int64(), "AwareDatetime": pa.string()}
-    fields = [("id", pa.string())]
-    for name, field in InferenceRecord.model_fields.items():
-        fields.append((name, kinds.get(getattr(field.annotation, "__name__", ""), pa.string())))
-    return pa.schema([*fields, ("erased", pa.bool_())])
+    moment, whole, text = pa.timestamp("us", tz="UTC"), pa.int64(), pa.string()
+    kinds = {int: whole, Literal[1]: whole, AwareDatetime: moment}
+    fields = [(name, kinds.get(field.annotation, text)) for name, field in InferenceRecord.model_fields.items()]
+    return pa.schema([("id", text), *fields, ("erased", pa.bool_())])
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    flat = {name: orjson.dumps(value).decode() if name in NESTED and value is not None else value
-            for name, value in row.items()}  # fmt: skip
-    return {"erased": None} | flat | {"schema_version": row["schema_version"]}
+    nested = {name: orjson.dumps(row[name]).decode() for name in NESTED if row[name] is not None}
+    moments = {name: datetime.fromisoformat(row[name]) for name in MOMENTS}
+    return {"erased": None} | row | nested | moments
