@@ -20,6 +20,8 @@ _WORD = Linear(r"\b[a-z0-9_']+")
 DIGITS = r"\b[0-9]{1,15}(?:[.,'][0-9]{1,9}){0,4}\b"
 NUMBER = rf"{DIGITS}(?: ?(?:%|percent|prozent|thousand|tausend|million(?:en)?|mio|billion|mrd|k\b))?"
 _NUMBER = Linear(DIGITS)
+_SPACED = bytes(byte if chr(byte).isalnum() or byte in b"_'" else 32 for byte in range(128)) + b" " * 128
+REMEMBERED = 10_000
 SCALES = {b"%": 0.01, b"p": 0.01, b"t": 1e3, b"k": 1e3, b"mr": 1e9, b"b": 1e9, b"m": 1e6}
 
 
@@ -67,13 +69,15 @@ class PromptWords:
 
     def __init__(self, prompts: Iterable[str], count: int, kind: str = "repeated") -> None:
         self._count, self._kind = count, kind
-        self._rows = {row for prompt in prompts for row in _rows([*_WORD.found(normalise(prompt).data.lower())], count)}
+        told = [normalise(prompt).data.lower() for prompt in prompts]
+        self._rows = {row for prompt in told for row in _rows([*_WORD.found(prompt)], count)}
+        self._vocabulary = frozenset(word for row in self._rows for word in row)
 
     def search(self, text: bytes, pos: int, stop: int) -> Hit | None:
         """See `Detector.search`."""
-        if not self._rows:
-            return None
         lower = text.lower()
+        if not self._rows or not self._may_repeat(lower):
+            return None
         spans: list[tuple[int, int]] = []
         words: list[bytes] = []
         for span in _WORD.spans(lower, pos):
@@ -88,6 +92,15 @@ class PromptWords:
                 return Hit(self._kind, begin, begin, end)
         return None
 
+    def _may_repeat(self, lower: bytes) -> bool:
+        """Whether enough words in a row are any of the prompt's: seldom, and quick to tell."""
+        run = 0
+        for word in lower.translate(_SPACED).split():
+            run = run + 1 if word in self._vocabulary else 0
+            if run == self._count:
+                return True
+        return False
+
 
 def canary_detector(canaries: Sequence[str]) -> Detector:
     """Finds strings that stand in a prompt only to be found."""
@@ -101,20 +114,33 @@ def number_detector(texts: Iterable[str], ignore_up_to: int) -> Detector:
         {value for text in texts for number in _NUMBER.found(normalise(text).data) for value, _ in _readings(number)}
     )
 
+    judged: dict[bytes, bool] = {}
+
     def unsupported(text: bytes, begin: int, end: int) -> int:
         if text[begin - 1 : begin] in (b".", b",", b"'") and text[begin - 2 : begin - 1].isdigit():
             return 0  # the rest of a number that was judged
-        behind = _NUMBER.end_of_match(text, begin, end)
-        scale = _scale(text[behind:end].strip().lower())
-        for value, decimals in _readings(text[begin:behind]):
-            if value <= ignore_up_to and not decimals:
-                return 0
-            precision = 0.5 * 10.0**-decimals
-            if _near(values, value, precision) or (scale != 1 and _near(values, value * scale, precision * scale)):
-                return 0
-        return end
+        number = text[begin:end]
+        fine = judged.get(number)
+        if fine is None:
+            fine = _supported(number, values, ignore_up_to)
+            if len(judged) < REMEMBERED:
+                judged[number] = fine
+        return 0 if fine else end
 
     return Pattern("unsupported", f"(?i){NUMBER}", longest=76, needs=b"0123456789", accept=unsupported)
+
+
+def _supported(written: bytes, values: Sequence[float], ignore_up_to: int) -> bool:
+    """Whether a number, with the word for its scale, is or rounds one of `values`."""
+    behind = _NUMBER.end_of_match(written, 0, len(written))
+    scale = _scale(written[behind:].strip().lower())
+    for value, decimals in _readings(written[:behind]):
+        if value <= ignore_up_to and not decimals:
+            return True
+        precision = 0.5 * 10.0**-decimals
+        if _near(values, value, precision) or (scale != 1 and _near(values, value * scale, precision * scale)):
+            return True
+    return False
 
 
 def _readings(number: bytes) -> Iterator[tuple[float, int]]:

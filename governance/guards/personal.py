@@ -183,6 +183,8 @@ def _not_in_dots(text: bytes, begin: int, end: int) -> int:
 
 
 def _is_ip(text: str) -> bool:
+    if "::" not in text and text.count(":") != 7:  # noqa: PLR2004 -- groups of an address that is written out
+        return False
     try:
         return bool(ipaddress.ip_address(text))
     except ValueError:

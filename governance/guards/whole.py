@@ -10,6 +10,7 @@ __all__ = ["language_reason", "length_reason", "misses", "unsupported_claims", "
 
 MAX_JUDGED = 50_000
 _WORD = Linear(r"[a-z][a-z0-9_']{3,40}")
+_SPACED = bytes(byte if chr(byte).isalnum() else 32 for byte in range(128)) + b" " * 128
 _SENTENCE = Linear(r"[^.!?\n]+")
 
 
@@ -57,5 +58,4 @@ def misses(rule: DisclaimerRule, answer: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    letters = "".join(letter if letter.isalnum() else " " for letter in normalise(text).data.decode().lower())
-    return " ".join(letters.split())
+    return b" ".join(normalise(text).data.lower().translate(_SPACED).split()).decode()
