@@ -112,14 +112,14 @@ async def bench(
     max_shadows: int = 10, resilience: ResilienceSpec | None = None, **changes: object,
 ) -> AsyncIterator[Bench]:  # fmt: skip
     """A pipeline whose route table has `changes`."""
-    store, log = InMemoryRouteStore(), InMemoryInferenceLog()
+    store, log, chosen = InMemoryRouteStore(), InMemoryInferenceLog(), resilience or ResilienceSpec()
     store.write(table(**changes), expected=0)
     upstreams, watch = ScriptedUpstreams(scripts), RouteWatch(store)
     await watch.refresh()
     recorder = Recorder(log, subject_key=b"key")
     inference = Inference(
         watch, upstreams, recorder, policies=policies, max_in_flight=max_in_flight,  # type: ignore[arg-type]
-        max_shadows=max_shadows, gates=Gates(lambda _: resilience or ResilienceSpec(), max_in_flight=max_in_flight),
+        max_shadows=max_shadows, gates=Gates(lambda _: chosen, max_in_flight=max_in_flight),
     )  # fmt: skip
     try:
         yield Bench(inference, upstreams, log, recorder, store, watch)
