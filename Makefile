@@ -56,12 +56,13 @@ test: $(DEV)  ## Run every check and every test
 	$(MAKE) check
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-check: $(DEV)  ## Lint, types, import contracts, spelling
+check: $(DEV)  ## Lint, types, import contracts, spelling, security
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/codespell
+	$(BIN)/bandit -q -c pyproject.toml -r leitstand governance models monitors services flows
 
 format: $(DEV)  ## Sort imports and format
 	$(BIN)/ruff check --fix .
