@@ -10,22 +10,24 @@ from governance.budgets.redis_script import SCRIPT
 
 DAY_MS = 86_400_000
 LEASE_MS = 30_000
-AHEAD = "seconds-ahead"
+NOW = "the-time"
 
 
 class Clock:
-    """This machine's clock, moved by so many seconds. Calling it gives microseconds since 1970."""
+    """A clock that stands at noon, UTC, until a test moves it. Calling it gives microseconds since 1970."""
 
     def __init__(self, moved: Callable[[int], Any] = lambda _: None) -> None:
-        self.ahead_s = 0
+        self._started = int(time.time()) // 86_400 * 86_400 + 43_200
         self._moved = moved
+        self.ahead_s = 0
+        self.move(0)
 
     def move(self, seconds: int) -> None:
         self.ahead_s += seconds
-        self._moved(self.ahead_s)
+        self._moved(self._started + self.ahead_s)
 
     def __call__(self) -> int:
-        return time.time_ns() // 1000 + self.ahead_s * 1_000_000
+        return (self._started + self.ahead_s) * 1_000_000
 
     @property
     def ms(self) -> int:
@@ -33,12 +35,11 @@ class Clock:
 
 
 def redis_with_clock(uri: str) -> RedisBudgetStore:
-    """The store, with one line of its script changed: to the server's clock it adds what stands under `AHEAD`."""
+    """The store, with one line of its script changed: instead of the server's time it takes what stands under `NOW`."""
     line = "local clock = call('TIME')"
     assert SCRIPT.count(line) == 1
-    moved = f"{line}\nclock[1] = clock[1] + (tonumber(call('GET', '{AHEAD}')) or 0)"
     store = RedisBudgetStore(uri)
-    store._script = store._client.register_script(SCRIPT.replace(line, moved))
+    store._script = store._client.register_script(SCRIPT.replace(line, f"local clock = {{call('GET', '{NOW}'), 0}}"))
     return store
 
 
