@@ -439,7 +439,7 @@ class WindowRow:
         at: When the answer left, UTC.
         use_case: Name of the use case.
         version: Model version that answered.
-        route: ``stable``, ``canary`` or ``shadow`` (computed and never returned).
+        route: ``stable``, ``canary``, ``pinned`` (the tenant's own), ``fallback``, or ``shadow`` (never returned).
         subject: Pseudonym of the caller, or empty.
         label: Predicted label.
         score: Calibrated probability of `label`.

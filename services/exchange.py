@@ -120,7 +120,7 @@ class Exchange:
         wanted_version: The version that the caller insists on; None: as the routes say.
         arrived: `perf_counter` time of arrival.
         version: Version that answered, 0 before.
-        route: ``stable`` or ``canary``, empty before routing.
+        route: ``stable``, ``canary``, ``pinned`` or ``fallback``; empty before routing.
         labels: The model's labels, when it tells.
         reply: The answer, None before.
         error: What ended the exchange without an answer.

@@ -1,12 +1,14 @@
 """A real gateway between upstreams that misbehave and clients that dawdle: every request is answered, exactly once."""
 
 import asyncio
+import signal
 import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -152,6 +154,20 @@ async def test_connections_that_break_now_and_then_cost_nobody_an_answer(gateway
     seen = await ask(gateway, 40, clients=1)
     assert {each["status"] for each in seen} == {200}
     assert gateway.metric("gateway_retries_total", version="300", outcome="made") >= 5
+
+
+async def test_sigterm_while_stable_hangs_lets_the_fallback_answer_everybody_first(
+    faulty: Faulty, small: Upstream, tmp_path: Path
+) -> None:
+    with gateway_running(tmp_path, LEITSTAND_GATEWAY__DEADLINE_S=str(2 * DEADLINE_S)) as ending:
+        routed(ending, faulty, 304, fallback=small.target)
+        faulty.meet("hang")
+        asked = asyncio.create_task(ask(ending, 4, clients=4))
+        while ending.metric("gateway_upstream_in_flight", version="304") < 4:
+            await asyncio.sleep(0.02)
+        ending.process.send_signal(signal.SIGTERM)
+        assert {(each["status"], each["fallback"]) for each in await asked} == {(200, "timeout")}
+        assert await asyncio.to_thread(ending.process.wait, 30) == 0
 
 
 def test_a_callers_deadline_ends_the_wait_and_harms_no_breaker(gateway: Gateway, faulty: Faulty) -> None:
