@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from flows.rollout import gateway_urls
@@ -10,6 +11,7 @@ from flows.wiring import Adapters
 from governance.feedback_log import open_feedback_log
 from governance.log_location import LogLocation, open_log_location
 from leitstand.errors import NotFoundError
+from leitstand.own_calls import ask_gateway
 from leitstand.ports import FeedbackLog
 from leitstand.types import ModelRef, RouteTable
 from monitors.alerting import AlertCentre, open_alert_centre
@@ -62,7 +64,7 @@ def open_loop(adapters: Adapters) -> Loop:
         decisions=open_decision_log(settings),
         alerts=open_alert_centre(settings),
         retrainings=open_retraining_log(settings),
-        counts=GatewayMetrics(gateway_urls(settings)),
+        counts=GatewayMetrics(gateway_urls(settings), partial(ask_gateway, settings)),
     )
 
 

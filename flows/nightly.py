@@ -9,8 +9,6 @@ everything is kept as a record below
 import contextlib
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +24,7 @@ from flows.served_version import ServedVersion, measure_behaviour
 from governance.input_store import open_input_store
 from leitstand.errors import BackendError, LeitstandError, NotFoundError
 from leitstand.files import digest_bytes, write_text
+from leitstand.own_calls import ask_gateway
 from leitstand.types import EvaluationReport, ModelRef
 from leitstand.usecase import UseCase
 from monitors import sanity
@@ -124,7 +123,7 @@ def _served(loop: Loop, use_case: UseCase, version: int | None) -> list[Check]:
     if version is None or table is None:
         return [sanity.skipped(each, "nothing serves the use case") for each in ("golden set", "canary prompts")]
     prompts, golden = use_case.nightly.prompts, load_golden(use_case)
-    served = ServedVersion(table.stable.url, use_case.name)
+    served = ServedVersion(table.stable.url, use_case.name, loop.adapters.settings)
     said = served.answers([prompt.text for prompt in prompts])
     checks = [sanity.canary_prompts(prompts, said)]
     if golden is None:
@@ -147,7 +146,7 @@ def _behaviour(loop: Loop, use_case: UseCase) -> Check:
     if golden is None or not wanted:
         missing = "nightly.behaviour_texts is 0" if golden else "the use case has no golden set (data.golden)"
         return sanity.skipped(title, missing)
-    served = ServedVersion(table.stable.url, use_case.name)
+    served = ServedVersion(table.stable.url, use_case.name, loop.adapters.settings)
     return sanity.behaviour(use_case.gates, measure_behaviour(served, use_case, golden, texts=wanted))
 
 
@@ -218,13 +217,13 @@ def _dropped_total(loop: Loop) -> float | None:
     total = 0.0
     try:
         for url in gateway_urls(loop.adapters.settings):
-            with urllib.request.urlopen(f"{url}/metrics", timeout=2) as answer:  # noqa: S310 -- our own settings
-                families = list(text_string_to_metric_families(answer.read().decode()))
+            page = ask_gateway(loop.adapters.settings, f"{url}/metrics").decode()
+            families = list(text_string_to_metric_families(page))
             total += sum(
                 sample.value for family in families for sample in family.samples
                 if sample.name == "gateway_log_records_dropped_total"
             )  # fmt: skip
-    except (urllib.error.URLError, OSError, ValueError, BackendError):
+    except (OSError, ValueError, BackendError):
         return None
     return total
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -32,6 +33,7 @@ from leitstand.errors import (
     TransientBackendError,
 )
 from leitstand.events import RolloutMoved, announce
+from leitstand.own_calls import ask_gateway
 from leitstand.ports import RouteStore
 from leitstand.settings import Settings
 from leitstand.types import ModelRef, RouteTable, Target, utc_now
@@ -301,7 +303,7 @@ def controller(adapters: Adapters, deployer: Deployer | None = None) -> Controll
         store=adapters.rollouts,
         routes=adapters.routes,
         deployer=deployer or open_deployer(adapters.settings),
-        counts=GatewayMetrics(gateway_urls(adapters.settings)),
+        counts=GatewayMetrics(gateway_urls(adapters.settings), partial(ask_gateway, adapters.settings)),
         champion=RegistryChampion(adapters),
         use_case=adapters.use_case,
         lock=adapters.lock,
@@ -310,7 +312,8 @@ def controller(adapters: Adapters, deployer: Deployer | None = None) -> Controll
 
 def gateway_urls(settings: Settings) -> tuple[str, ...]:
     """The gateways whose counters are evidence."""
-    return settings.gateway.urls or (f"http://{settings.gateway.host}:{settings.gateway.port}",)
+    scheme = "https" if settings.tls.cert else "http"
+    return settings.gateway.urls or (f"{scheme}://{settings.gateway.host}:{settings.gateway.port}",)
 
 
 def start(adapters: Adapters, control: Controller, name: str, version: int, *, actor: str, reason: str = "") -> Rollout:

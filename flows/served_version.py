@@ -1,7 +1,6 @@
 """The version that a Bento serves, asked over the Open Inference Protocol, and what it is like to different people."""
 
 import json
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from leitstand.errors import TransientBackendError
+from leitstand.own_calls import ask_bento
+from leitstand.settings import Settings
 from leitstand.types import Metric
 from leitstand.usecase import UseCase
 from models import probes
@@ -34,9 +35,11 @@ class ServedVersion:
     Args:
         url: Of the Bento.
         name: Of the use case.
+        settings: Hold the secret that Bentos want to see; None: there is none.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, settings: Settings | None = None) -> None:
+        self._settings = settings or Settings()
         self._url = f"{url.rstrip('/')}/v2/models/{name}"
 
     @property
@@ -88,12 +91,8 @@ class ServedVersion:
         return given
 
     def _call(self, url: str, body: bytes | None) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310 -- the route table holds http URLs only
-            url, data=body, headers={"content-type": "application/json"}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-                return json.loads(answer.read())
+            return json.loads(ask_bento(self._settings, url, body, TIMEOUT_S))
         except (OSError, ValueError) as error:
             raise TransientBackendError(f"{url} did not answer: {error}", hint="see `leitstand status`") from error
 

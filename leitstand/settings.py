@@ -246,6 +246,9 @@ class AccessSettings(_Group):
     client_key: SecretStr | None = Field(
         default=None, description="API key that rollouts and nightly checks show to the gateways they read"
     )
+    client_ca: Path | None = Field(
+        default=None, description="PEM file: CA of the gateways they read, trusted beside those of the system"
+    )
 
     @model_validator(mode="after")
     def _issuer_with_audience(self) -> Self:

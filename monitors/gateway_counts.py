@@ -5,9 +5,8 @@ and survives restarts of gateways (a counter that fell starts anew) and of the r
 Names are those of `services.gateway_metrics`; a test compares them. Pure, except `GatewayMetrics`.
 """
 
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -91,14 +90,26 @@ class GatewayMetrics:
 
     Args:
         urls: Base URLs of all gateways; a gateway that is left out is traffic that nobody judges.
+        fetch: GETs a URL; raises `OSError` when it cannot.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], fetch: Callable[[str], bytes] | None = None) -> None:
+        self._fetch = fetch or _fetch
         self._urls = tuple(url.rstrip("/") for url in urls)
 
     def read(self, use_case: str) -> Mapping[str, Counts]:
         """See `CountSource.read`."""
-        return {url: parse_counts(_fetch(f"{url}/metrics"), use_case) for url in self._urls}
+        return {url: parse_counts(self._page(f"{url}/metrics"), use_case) for url in self._urls}
+
+    def _page(self, url: str) -> str:
+        try:
+            return self._fetch(url).decode()
+        except (OSError, ValueError) as error:
+            raise TransientBackendError(
+                f"The gateway's metrics at {url} cannot be read: {error}",
+                hint="start the gateway with `leitstand gateway`, or correct LEITSTAND_GATEWAY__URLS; where it asks "
+                "for a key, LEITSTAND_ACCESS__CLIENT_KEY needs the scope metrics:read",
+            ) from error
 
 
 def parse_counts(text: str, use_case: str) -> Counts:
@@ -189,12 +200,6 @@ def latency_quantile_ms(counts: Mapping[str, float], version: int, quantile: flo
     return 1000 * next(bound for bound, value in buckets if value >= wanted)
 
 
-def _fetch(url: str) -> str:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 -- gateways of our own settings
-            return answer.read().decode()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise TransientBackendError(
-            f"The gateway's metrics at {url} cannot be read: {error}",
-            hint="start the gateway with `leitstand gateway`, or correct LEITSTAND_GATEWAY__URLS",
-        ) from error
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 -- gateways of our own settings
+        return answer.read()
