@@ -128,6 +128,7 @@ def _add_health(app: FastAPI, gateway: Gateway, front: Front) -> None:
             "ready": front.ready,
             "draining": front.draining,
             "route_store": gateway.routes.down or "ok",
+            "audit": gateway.auditor.state if gateway.auditor else "off",
             "routes": revisions,
             "breakers": gateway.inference.gates.states(),
         }

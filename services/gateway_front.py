@@ -58,6 +58,7 @@ class Front:
         self._app = app
         self._inference = gateway.inference
         self._recent = gateway.recent
+        self._auditor = gateway.auditor
         self._deadline_s = gateway.settings.deadline_s
         self._max_body = gateway.settings.max_body_bytes
         self._max_job_body = gateway.job_settings.max_body_bytes
@@ -211,7 +212,8 @@ class Front:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self._inference.routes.seen and not self.draining
+        audit_down = self._auditor.down if self._auditor else ""
+        return self._inference.routes.seen and not self.draining and not audit_down
 
     def _read_texts(self, body: bytes) -> tuple[PredictRequest, list[str]]:
         refuse_deep(body, self._max_depth)

@@ -13,6 +13,8 @@ __all__ = ["opened"]
 @asynccontextmanager
 async def opened(gateway: Gateway) -> AsyncIterator[None]:
     """The parts are open for the length of the block; at its end every answer is with the inference log."""
+    if gateway.auditor is not None:
+        await gateway.auditor.start()
     await gateway.upstreams.open()
     await gateway.access.start()
     await gateway.routes.start()
@@ -28,6 +30,8 @@ async def opened(gateway: Gateway) -> AsyncIterator[None]:
         await gateway.routes.stop()
         await gateway.access.stop()
         await gateway.upstreams.close()
+        if gateway.auditor is not None:
+            await gateway.auditor.close()
         if gateway.jobs is not None:
             await gateway.jobs.close()
         await asyncio.to_thread(gateway.recorder.close)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from governance.access.addresses import private_allowed
+from governance.audit.opening import open_trail
 from governance.feedback_log import open_feedback_log
 from governance.inference_log import open_inference_log
 from governance.input_store import open_input_store
@@ -17,10 +18,12 @@ from leitstand.settings import AccessSettings, GatewaySettings, JobSettings, Set
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.usecase import find, load
 from services.access_wiring import open_access
+from services.auditing import Auditor, audit_specs
 from services.authentication import Access, OpenAccess
 from services.chat_rules import ChatRules, open_chat_rules
 from services.chat_upstream import ChatCalls
 from services.gates import Gates
+from services.guarding import Guarding, stream_guard
 from services.inference import Inference
 from services.jobs.opening import job_queue
 from services.jobs.queue import JobQueue
@@ -57,6 +60,7 @@ class Gateway:
     access_settings: AccessSettings = field(default_factory=AccessSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     policies: Policies = field(default_factory=Policies)
+    auditor: Auditor | None = None
     jobs: JobQueue | None = None
     chat: ChatRules = field(default_factory=ChatRules)
     job_settings: JobSettings = field(default_factory=JobSettings)
@@ -75,7 +79,13 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
     """
     chosen = settings.gateway
     specs = functools.cache(lambda use_case: _resilience(settings, use_case))
-    routes = RouteWatch(open_route_store(settings), chosen.refresh_s, prepare=specs)
+    guarding = Guarding(settings.usecases)
+    audits = audit_specs(settings)
+    routes = RouteWatch(
+        open_route_store(settings),
+        chosen.refresh_s,
+        prepare=lambda use_case: (specs(use_case), guarding.prepare(use_case), audits(use_case)),
+    )
     token = settings.serving.token.get_secret_value() if settings.serving.token else ""
     upstreams = Upstreams(
         connect_s=chosen.connect_s, vectors=chosen.log_vectors,
@@ -86,10 +96,19 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
     recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
-    policies = policies or Policies(authenticate=access)
+    auditor = None
+    if policies is None:
+        auditor = Auditor(open_trail(settings), settings.audit.mode, audits)
+        policies = Policies(
+            authenticate=access,
+            audit=auditor,
+            guard_input=guarding.guard_input,
+            guard_output=guarding.guard_output,
+            guard_stream=stream_guard,
+        )
     if authenticate is not None:
         policies = replace(policies, authenticate=authenticate)
-    policies, watchers = watch(settings, policies, upstreams)
+    policies, watchers = watch(settings, policies or Policies(), upstreams)
     inference = Inference(
         routes,
         upstreams,
@@ -104,8 +123,9 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         inference_log=log, feedback_log=open_feedback_log(settings), inference=inference,
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
         access=access, access_settings=settings.access, tls=settings.tls,
-        policies=policies, jobs=job_queue(settings), job_settings=settings.jobs,
-        chat=open_chat_rules(settings), watchers=watchers,
+        watchers=watchers,
+        policies=policies, auditor=auditor, jobs=job_queue(settings), job_settings=settings.jobs,
+        chat=open_chat_rules(settings),
     )  # fmt: skip
 
 
