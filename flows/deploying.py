@@ -8,8 +8,6 @@ it is still there after a restart. Which version gets which requests is decided 
 """
 
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +16,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from flows.supervisor import Program, Supervisor, port_is_free, wait_until
+from leitstand import own_calls
 from leitstand.errors import BackendError, ConfigurationError, PermanentBackendError
 from leitstand.files import write_text
 from leitstand.settings import Settings, quiet_environment
@@ -261,8 +260,4 @@ def _port(endpoint: Endpoint) -> int:
 
 def is_ready(url: str) -> bool:
     """Whether the service at `url` says that it is warm and takes requests."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:  # noqa: S310 -- http on loopback
-            return answer.status == 200  # noqa: PLR2004
-    except (urllib.error.URLError, OSError):
-        return False
+    return own_calls.is_ready(url)

@@ -11,7 +11,7 @@ from typing import Any
 
 from leitstand.settings import Settings
 
-__all__ = ["ask_bento", "ask_gateway"]
+__all__ = ["ask_bento", "ask_gateway", "is_ready"]
 
 
 def ask_gateway(settings: Settings, url: str, timeout_s: float = 2.0) -> bytes:
@@ -55,3 +55,22 @@ def _ask(request: urllib.request.Request, ca: Path | None, timeout_s: float) -> 
         raise OSError(f"{request.full_url} is no address of a server")
     with _opener(ca).open(request, timeout=timeout_s) as answer:
         return answer.read()
+
+
+def is_ready(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether the service at `url` says that it is warm and takes requests.
+
+    Certificates are not looked at: nothing secret is sent, and on loopback they seldom name this address.
+    """
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=timeout_s, context=_anybody()) as answer:  # noqa: S310
+            return answer.status == 200  # noqa: PLR2004
+    except (OSError, ValueError):
+        return False
+
+
+@lru_cache(maxsize=1)
+def _anybody() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -32,7 +32,8 @@ def gateway(
             f"Port {chosen.port} is taken by another program",
             hint="stop that program, or choose another port with --port or LEITSTAND_GATEWAY__PORT",
         )
-    typer.echo(f"Gateway on http://{chosen.host}:{chosen.port}", err=True)
+    scheme = "https" if settings.tls.cert else "http"
+    typer.echo(f"Gateway on {scheme}://{chosen.host}:{chosen.port}", err=True)
     serve(wire(settings))
 
 

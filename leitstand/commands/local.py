@@ -138,7 +138,8 @@ def status(as_json: bool = typer.Option(False, "--json", help="Print JSON")) -> 
 def gateway_url(settings: Settings) -> str:
     """Where this machine's gateway answers; one that binds to every address answers on loopback."""
     host = settings.gateway.host
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{settings.gateway.port}"  # noqa: S104
+    scheme = "https" if settings.tls.cert else "http"
+    return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{settings.gateway.port}"  # noqa: S104
 
 
 def breakers_of(url: str) -> dict[str, dict[str, str]]:
