@@ -1,7 +1,7 @@
 """Anchors of the audit trail on S3, under object lock: nobody can change or remove one before its time is over."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,18 @@ class S3Anchors:
         return True
 
     def read(self) -> Sequence[tuple[str, bytes]]:
-        """See `AnchorStore.read`; of every name the oldest version counts, so one written over it changes nothing."""
+        """See `AnchorStore.read`; every version counts, so that one written over an anchor hides nothing."""
         base = f"{self._prefix}/" if self._prefix else ""
-        oldest: dict[str, tuple[datetime, str]] = {}
+        versions: dict[str, list[str]] = {}
         with translated(self._uri):
             pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self._bucket, Prefix=base)
             for item in (item for page in pages for item in page.get("Versions", [])):
-                found = (item["LastModified"], item["VersionId"])
-                oldest[item["Key"]] = min(found, oldest.get(item["Key"], found))
+                versions.setdefault(item["Key"], []).append(item["VersionId"])
             return [
-                (key.removeprefix(base), self._content(key, version)) for key, (_, version) in sorted(oldest.items())
-            ]
+                (key.removeprefix(base) if len(ids) == 1 else f"{key.removeprefix(base)}.{each}.json",
+                 self._content(key, each))
+                for key, ids in sorted(versions.items()) for each in sorted(ids)
+            ]  # fmt: skip
 
     def _content(self, key: str, version: str) -> bytes:
         more = {"VersionId": version} if version and version != "null" else {}
