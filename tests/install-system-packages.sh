@@ -7,6 +7,8 @@ has() {
     postgresql) command -v initdb || ls /usr/lib/postgresql/*/bin/initdb ;;
     prometheus-alertmanager) command -v prometheus-alertmanager || command -v alertmanager ;;
     kubernetes-client) command -v kubectl ;;
+    rsyslog) command -v rsyslogd ;;
+    rsyslog-elasticsearch) ls /usr/lib/*/rsyslog/omelasticsearch.so ;;
     nodejs) command -v node ;;
     chromium) command -v chromium || command -v google-chrome ;;
     *) command -v "$1" ;;
@@ -14,7 +16,7 @@ has() {
 }
 
 missing() {
-  for package in postgresql redis-server prometheus-alertmanager chromium kubernetes-client nodejs npm; do
+  for package in postgresql redis-server prometheus-alertmanager chromium kubernetes-client nodejs npm prometheus rsyslog rsyslog-elasticsearch; do
     has "$package" || printf '%s ' "$package"
   done
 }
