@@ -30,6 +30,8 @@ async def opened(gateway: Gateway) -> AsyncIterator[None]:
         await gateway.routes.stop()
         await gateway.access.stop()
         await gateway.upstreams.close()
+        if gateway.budgeting is not None:
+            await gateway.budgeting.close()
         if gateway.auditor is not None:
             await gateway.auditor.close()
         if gateway.jobs is not None:

@@ -8,6 +8,8 @@ import structlog
 
 from governance.access.addresses import private_allowed
 from governance.audit.opening import open_trail
+from governance.budgets.opening import open_budget_store
+from governance.budgets.plans import Plans
 from governance.feedback_log import open_feedback_log
 from governance.inference_log import open_inference_log
 from governance.input_store import open_input_store
@@ -20,6 +22,7 @@ from leitstand.usecase import find, load
 from services.access_wiring import open_access
 from services.auditing import Auditor, audit_specs
 from services.authentication import Access, OpenAccess
+from services.budgeting import Budgeting
 from services.chat_rules import ChatRules, open_chat_rules
 from services.chat_upstream import ChatCalls
 from services.gates import Gates
@@ -61,6 +64,7 @@ class Gateway:
     tls: TlsSettings = field(default_factory=TlsSettings)
     policies: Policies = field(default_factory=Policies)
     auditor: Auditor | None = None
+    budgeting: Budgeting | None = None
     jobs: JobQueue | None = None
     chat: ChatRules = field(default_factory=ChatRules)
     job_settings: JobSettings = field(default_factory=JobSettings)
@@ -96,11 +100,14 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
     log = open_inference_log(settings)
     key = chosen.subject_key.get_secret_value().encode() if chosen.subject_key else b""
     recorder = Recorder(log, subject_key=key, texts=open_input_store(settings))
-    auditor = None
+    auditor = budgeting = None
     if policies is None:
+        budgeting = _budgeting(settings, key)
         auditor = Auditor(open_trail(settings), settings.audit.mode, audits)
         policies = Policies(
             authenticate=access,
+            admit=budgeting.admit,
+            settle=budgeting.settle,
             audit=auditor,
             guard_input=guarding.guard_input,
             guard_output=guarding.guard_output,
@@ -124,8 +131,16 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         takes_new_labels=functools.cache(lambda use_case: _takes_new_labels(settings, use_case)),
         access=access, access_settings=settings.access, tls=settings.tls,
         watchers=watchers,
-        policies=policies, auditor=auditor, jobs=job_queue(settings), job_settings=settings.jobs,
+        policies=policies, auditor=auditor, budgeting=budgeting, jobs=job_queue(settings), job_settings=settings.jobs,
         chat=open_chat_rules(settings),
+    )  # fmt: skip
+
+
+def _budgeting(settings: Settings, pepper: bytes) -> Budgeting:
+    plans, chosen = Plans(settings), settings.budgets
+    return Budgeting(
+        open_budget_store(settings), plans, lease_s=chosen.lease_s, pepper=pepper,
+        named=plans.tenants()[: chosen.metric_tenants],
     )  # fmt: skip
 
 
