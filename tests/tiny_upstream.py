@@ -2,6 +2,7 @@
 
 Run as ``python -m tests.tiny_upstream VERSION PORT``. A text ``crash`` ends the process, ``wrong`` is answered 500,
 ``slow`` after two seconds, an empty one 400. Version 1 says `card`, the others say `pin`.
+``/seen`` tells the headers of the latest request.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+SEEN: dict[str, str] = {}
 LABELS = ("card", "pin", "fee")
 VERSION = sys.argv[1] if len(sys.argv) > 1 else "0"
 METADATA = {
@@ -37,8 +39,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    status, headers, content = 200, [(b"content-type", b"application/json")], json.dumps(METADATA).encode()
+    told = SEEN if scope["path"] == "/seen" else METADATA
+    status, headers, content = 200, [(b"content-type", b"application/json")], json.dumps(told).encode()
     if scope["method"] == "POST":
+        SEEN.update({name.decode(): value.decode() for name, value in scope["headers"] if name != b"authorization"})
         try:
             status, content, head = await answer(json.loads(body))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
