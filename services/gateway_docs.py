@@ -40,6 +40,10 @@ ASKED = [
      "description": "an id of your own; anything else is replaced"},
     {"name": "x-subject", "in": "header", "schema": {"type": "string", "maxLength": 256, "pattern": "^[ -~]*$"},
      "description": "whom the route is sticky to; from a pseudonym, never a name"},
+    {"name": "x-deadline-ms", "in": "header", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+     "description": "milliseconds that the caller waits; 504 when they are over", "example": 800},
+    {"name": "x-priority", "in": "header", "schema": {"enum": ["low", "normal", "high"]},
+     "description": "who is refused first when the gateway is nearly full; more than policy allows is cut to it"},
     {"name": "traceparent", "in": "header", "schema": {"type": "string", "maxLength": 256, "pattern": "^[ -~]*$"},
      "description": "W3C trace context, continued and handed on"},
 ]  # fmt: skip
