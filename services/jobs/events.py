@@ -18,13 +18,19 @@ from services.jobs.queue import JobQueue
 from services.jobs.records import Event, JobStatus
 from services.scheduling import Overloaded
 
-__all__ = ["EventStreams", "formatted"]
+__all__ = ["EventResponse", "EventStreams", "formatted"]
 
 EVENT_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,18}")
 POLL_S = 0.25
 HEARTBEAT_S = 10.0
 HEARTBEAT = b": still here\n\n"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+class EventResponse(StreamingResponse):
+    """A stream of events."""
+
+    media_type = "text/event-stream"
 
 
 class EventStreams:
@@ -55,7 +61,7 @@ class EventStreams:
             return Response(status_code=204)
         if self._open >= self._limit:
             raise Overloaded(f"{self._open} event streams are open", 5.0)
-        return StreamingResponse(self._stream(queue, status.id, after), 200, HEADERS, "text/event-stream")
+        return EventResponse(self._stream(queue, status.id, after), 200, HEADERS)
 
     async def _stream(self, queue: JobQueue, job_id: str, after: str) -> AsyncIterator[bytes]:
         self._open += 1

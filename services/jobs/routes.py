@@ -17,7 +17,6 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from leitstand.errors import ConflictError, LeitstandError, NotFoundError, TransientBackendError
@@ -25,7 +24,7 @@ from services.errors import HttpError
 from services.exchange import Exchange, TextPayload
 from services.gateway_metrics import JOBS_ACCEPTED
 from services.gateway_wiring import Gateway
-from services.jobs.events import EventStreams
+from services.jobs.events import EventResponse, EventStreams
 from services.jobs.opening import HINT
 from services.jobs.queue import JobQueue
 from services.jobs.records import JobStatus, NewJob, Priority
@@ -42,7 +41,22 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (401, 403, 404, 503)}
 CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": Problem}}
 SUBMIT: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (409, 413, 422, 429)}
-BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}}}
+STREAM: dict[int | str, dict[str, Any]] = {204: {"description": "The job ended, and nothing happened since"}}
+CANCELLING: dict[int | str, dict[str, Any]] = {202: {"model": JobResponse, "description": "It stops at its next chunk"}}
+
+
+def _header(name: str, meaning: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": meaning}
+
+
+BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": JobRequest.model_json_schema()}}},
+    "parameters": [
+        _header("idempotency-key", "the same key and body again is the same job"),
+        _header("x-subject", "whom the route is sticky to"),
+    ],
+}
+RESUME = {"parameters": [_header("last-event-id", "the last event that was seen")]}
 
 
 def add_jobs(app: FastAPI, gateway: Gateway, draining: Callable[[], bool]) -> None:
@@ -71,7 +85,7 @@ def add_jobs(app: FastAPI, gateway: Gateway, draining: Callable[[], bool]) -> No
         return Response(await desk.result(await desk.find(use_case, job_id, request)), 200, None, "application/json")
 
     @app.delete(
-        "/v1/{use_case}/jobs/{job_id}", response_model=JobResponse, responses=PROBLEMS | CONFLICT,
+        "/v1/{use_case}/jobs/{job_id}", response_model=JobResponse, responses=PROBLEMS | CONFLICT | CANCELLING,
         summary="Cancel a job; one that runs stops at its next chunk",
     )  # fmt: skip
     async def cancel_job(use_case: str, job_id: str, request: Request) -> Response:
@@ -81,8 +95,8 @@ def add_jobs(app: FastAPI, gateway: Gateway, draining: Callable[[], bool]) -> No
         )
 
     @app.get(
-        "/v1/{use_case}/jobs/{job_id}/events", response_class=StreamingResponse, responses=PROBLEMS,
-        summary="A job's progress as server-sent events; resumes after Last-Event-ID",
+        "/v1/{use_case}/jobs/{job_id}/events", response_class=EventResponse, responses=PROBLEMS | STREAM,
+        openapi_extra=RESUME, summary="A job's progress as server-sent events; resumes after Last-Event-ID",
     )  # fmt: skip
     async def get_job_events(use_case: str, job_id: str, request: Request) -> Response:
         status = await desk.find(use_case, job_id, request)

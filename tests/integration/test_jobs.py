@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -249,6 +250,20 @@ def test_the_queue_and_its_jobs_are_measured(site: Site) -> None:
     for line in ("jobs_dead_letters ", 'jobs_waiting{use_case="support"}', "jobs_oldest_seconds ",
                  'jobs_submitted_total{outcome="new",use_case="support"}'):  # fmt: skip
         assert line in text
+
+
+def test_the_commands_of_the_how_to_work_as_printed(site: Site, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/run-long-jobs.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.S)
+    assert len(blocks) == 4
+    script = "set -eu\n" + "\n".join(blocks).replace("localhost:8080", site.url.removeprefix("http://"))
+    environment = site.environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ('"label":"card"', "event: end", "is done already", "created_at"):
+        assert said in done.stdout
 
 
 def test_a_worker_that_is_told_to_end_gives_its_jobs_back(tmp_path: Path) -> None:
