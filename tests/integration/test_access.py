@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from joserfc.jwe import JWERegistry, decrypt_compact, encrypt_compact
 from joserfc.jwk import ECKey
 
@@ -19,6 +21,7 @@ from governance.routes.opening import open_route_store
 from leitstand.errors import TransientBackendError
 from leitstand.own_calls import ask_gateway
 from leitstand.settings import AccessSettings, Settings
+from leitstand.specs.access import AccessSpec
 from leitstand.types import RouteTable, Target, utc_now
 from services.payload_encryption import HEADERS
 from tests.certificates import Authority
@@ -264,3 +267,31 @@ def test_a_key_store_that_is_away_lets_nobody_in() -> None:
 
     with pytest.raises(TransientBackendError):
         open_api_keys(Settings(access=AccessSettings(keys_uri="redis://127.0.0.1:1/0"))).all()
+
+
+def test_the_commands_of_the_how_to_work_as_printed(tmp_path: Path, project: Path, upstream: Upstream) -> None:
+    page = (project / "docs" / "how-to" / "protect-a-bento.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    (port,) = free_ports(1)
+    script = "set -eu\ntrap 'kill $(jobs -p) || true' EXIT\n" + "\n".join(blocks)
+    script = script.replace("127.0.0.1:3000", f"127.0.0.1:{upstream.port}").replace(
+        "localhost:8080", f"127.0.0.1:{port}"
+    )
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LEITSTAND_HOME": str(tmp_path / "home"),
+        "LEITSTAND_GATEWAY__PORT": str(port),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "HTTP/1.1 401" in done.stdout and "www-authenticate: Bearer" in done.stdout
+    assert done.stdout.count('"route":"stable"') == 2
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    spec = AccessSpec.model_validate(yaml.safe_load(shown)["access"])
+    assert spec.scope("support", "predict") == "tickets.read" and spec.tenants == ("acme",)
+    names = re.findall(r"LEITSTAND_([A-Z_]+)=", page)
+    known = {f"{group}__{name}".upper() for group in ("access", "tls", "gateway", "serving") for name in
+             type(getattr(Settings(), group)).model_fields}  # fmt: skip
+    assert set(names) <= known
