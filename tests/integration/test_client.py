@@ -1,9 +1,11 @@
 """The typed client against a real gateway with a real queue and worker, and against a server that refuses at first."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -170,3 +172,13 @@ async def test_where_nobody_listens_the_error_says_so() -> None:
     async with AsyncClient(f"http://127.0.0.1:{port}", retries=rules) as other:
         with pytest.raises(GatewayUnreachable, match=str(port)):
             await other.predict("support", "a")
+
+
+def test_the_page_about_the_client_is_true(site: Site, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (project / "docs/how-to/call-the-gateway.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S)).replace("http://127.0.0.1:8080", site.url)
+    exec(compile(code, "call-the-gateway.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("card 0.75 1 ")
+    assert "done 2 of 2" in printed and "404 No routes for use case 'nobody'" in printed
+    assert printed.splitlines()[-2:] == ["10", "[]"]
