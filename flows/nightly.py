@@ -77,6 +77,7 @@ def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord
         ("W&B key", lambda: _wandb_key(loop)),
         ("backup", lambda: Check("backup", "ok", f"{back_up(settings, now=now)} was restored and verified")),
         ("retention", lambda: _retention(loop, name, now)),
+        ("audit trail", lambda: _audit(loop, now)),
     ]
     checks: list[Check] = []
     for title, make in plan:
@@ -208,6 +209,28 @@ def _retention(loop: Loop, name: str, now: datetime) -> Check:
     erased = open_input_store(settings).expire(now)
     text = f"{done.files_merged} log files merged, {done.days_expired} days expired, {erased} kept texts erased"
     return Check("retention", "ok", text)
+
+
+def _audit(loop: Loop, now: datetime) -> Check:
+    """Verifies the whole trail, anchors its heads where a place is set, and then removes what the retention lets go."""
+    from governance.audit.anchors import anchor_heads
+    from governance.audit.opening import prune_trail, trail_folder
+    from governance.audit.verify_standalone import read_public_keys, verify_trail
+    from models.blobs.anchors import open_anchors
+
+    settings = loop.adapters.settings
+    folder = trail_folder(settings)
+    if not (folder / "chains").is_dir():
+        return sanity.skipped("audit trail", "nothing was recorded yet")
+    anchors = open_anchors(settings) if settings.audit.anchors else None
+    keys = read_public_keys(sorted((folder / "public_keys").glob("*.pem")))
+    result = verify_trail(folder, keys, anchors.read() if anchors else ())
+    if result.all_problems:
+        return Check("audit trail", "degraded", f"the trail does not hold: {result.all_problems[0]}")
+    new = len(anchor_heads(folder, anchors)) if anchors else 0
+    pruned = prune_trail(settings, now=now)
+    text = f"{result.records} records hold, {new} heads anchored, {pruned.records} records past their retention removed"
+    return Check("audit trail", "ok", text)
 
 
 def _dropped_total(loop: Loop) -> float | None:

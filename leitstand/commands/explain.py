@@ -26,6 +26,7 @@ def explain(
 
     records = open_reader(settings).find(request_id)
     apply_environment(settings)
+    from flows.serving_once import packaged
     from models.decision_record import explain as walk
     from models.ledger import open_ledger
     from models.registry.opening import open_registry
@@ -36,7 +37,8 @@ def explain(
         typer.echo("[" + ",\n".join(each.model_dump_json(indent=1, by_alias=True) for each in walks) + "]")
         return
     for each in walks:
-        for name, text in _lines(each):
+        bentos = packaged(settings, each.record.use_case, each.record.version) if each.record.version else ()
+        for name, text in [*_lines(each), *(("bento", f"{bento.tag} {bento.digest}") for bento in bentos)]:
             typer.echo(f"{name:<9} {text}")
 
 

@@ -1,6 +1,8 @@
 """`leitstand replay REQUEST_ID`: the recorded input again, on the version that answered it."""
 
+import contextlib
 import json
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,6 +23,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def replay(
     request_id: str = typer.Argument(help="As in the answer's header x-request-id"),
     url: str = typer.Option("", help="Of a Bento of that version; default: where the routes or this machine have it."),
+    serve: bool = typer.Option(False, "--serve", help="Serve the version's packaged Bento for this question."),
     tolerance: float = typer.Option(1e-3, min=0, help="By which scores may differ."),
     exact: bool = typer.Option(False, "--exact", help="Answers within the tolerance fail, too."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -40,8 +43,14 @@ def replay(
             f"Request '{request_id}' has no recorded input and output",
             hint=record.problem or "see `audit show`",
         )
-    where = url or _address(settings, record)
-    body, head, said = _ask(where, record, opened)
+    with contextlib.ExitStack() as stack:
+        if serve:
+            from flows.serving_once import served_once
+
+            where = stack.enter_context(served_once(settings, record.use_case, record.version))
+        else:
+            where = url or _address(settings, record)
+        body, head, said = _ask(settings, where, record, opened)
     if said and said != record.version:
         raise NotFoundError(f"{where} answers as version {said}, the record is of {record.version}", hint="--url")
     found = compare(record.output.form, opened.output, body, head, tolerance)
@@ -64,21 +73,19 @@ def _address(settings: Settings, record: "InferenceRecord") -> str:
     from governance.routes.opening import open_route_store
 
     table = open_route_store(settings).read(record.use_case)
-    targets = (table.stable, table.canary, table.shadow) if table else ()
-    for target in targets:
-        if target is not None and target.version == record.version:
+    for target in table.targets() if table else ():
+        if target.version == record.version:
             return target.url
     for endpoint in LocalDeployer(settings).all(record.use_case):
         if endpoint.version == record.version:
             return endpoint.url
     raise NotFoundError(
         f"{record.use_case}:{record.version} is not served",
-        hint=f"leitstand package {record.use_case} --version {record.version}, serve the Bento that it prints "
-        "(`bentoml serve TAG --port 3999`), then add --url http://127.0.0.1:3999",
+        hint=f"add --serve, after `leitstand package {record.use_case} --version {record.version}`; or name a --url",
     )
 
 
-def _ask(url: str, record: "InferenceRecord", opened: "Opened") -> tuple[bytes, int | None, int]:
+def _ask(settings: Settings, url: str, record: "InferenceRecord", opened: "Opened") -> tuple[bytes, int | None, int]:
     """Body of the answer, length of its JSON part, and the version that it names (0: none)."""
     import httpx
     import orjson
@@ -95,8 +102,13 @@ def _ask(url: str, record: "InferenceRecord", opened: "Opened") -> tuple[bytes, 
         kind, _, head = record.input.form.partition("; head=")
         headers = {"content-type": kind} | ({HEAD_BYTES: head} if head else {})
         content = opened.input
+    if settings.serving.token:
+        headers["authorization"] = f"Bearer {settings.serving.token.get_secret_value()}"
+    trusted = ssl.create_default_context(cafile=settings.tls.upstream_ca)
     try:
-        answer = httpx.post(f"{url.rstrip('/')}{record.path}", content=content, headers=headers, timeout=60)
+        answer = httpx.post(
+            f"{url.rstrip('/')}{record.path}", content=content, headers=headers, timeout=60, verify=trusted
+        )
     except httpx.TransportError as error:
         raise TransientBackendError(f"Nothing answers at {url}: {error}", hint="serve the version, or --url") from error
     if not answer.is_success:

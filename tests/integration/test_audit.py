@@ -4,6 +4,7 @@ import asyncio
 import json
 import resource
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,15 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from flows.serving_once import served_once
 from governance.audit.keys import Scope, open_keys
 from governance.audit.reading import Reader
 from governance.audit.verify_standalone import segments
 from leitstand.commands import replay
 from leitstand.errors import NotFoundError, PolicyDenied
-from leitstand.types import Target
+from leitstand.settings import Settings
+from leitstand.types import Target, utc_now
+from models.packaging import BentoRecord
 from tests.audit_for_tests import only_chain, verify
 from tests.integration.test_gateway import Gateway, Upstream, gateway_running, until
 from tests.servers import free_ports
@@ -172,6 +176,8 @@ def test_a_request_is_run_again_on_the_version_that_answered(
     gateway.store.write(gone, expected=table.revision)
     with pytest.raises(NotFoundError, match="is not served"):
         run()
+    with pytest.raises(NotFoundError, match="not packaged"):
+        run("--serve")
     keys = open_keys(trail(gateway))
     keys.erase(Scope("default", "ann"))
     keys.close()
@@ -205,3 +211,19 @@ def test_a_use_case_may_be_recorded_relaxed_or_not_at_all(tmp_path: Path, upstre
         trail_folder = trail(running)
     assert [record.request_id for record in Reader(trail_folder).records()] == ["support"]
     assert verify(trail_folder).all_problems == []
+
+
+def test_a_packaged_version_is_served_for_as_long_as_it_is_asked(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    record = BentoRecord(
+        tag="support:v1-a-b", path=tmp_path, digest="sha256:1", version=1, engine="torch", precision="fp32",
+        weights_digest="sha256:2", built_at=utc_now(),
+    )  # fmt: skip
+    records = tmp_path / "bentoml" / "records"
+    records.mkdir(parents=True)
+    (records / "support-v1-a-b.json").write_text(record.model_dump_json())
+    command = [sys.executable, "-m", "tests.tiny_upstream", "1"]
+    with served_once(settings, "support", 1, lambda tag, port: [*command, str(port)]) as url:
+        assert httpx.get(f"{url}/v2/models/support").json()["versions"] == ["1"]
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/v2")
