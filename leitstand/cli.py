@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("worker", "Answer the jobs of the request queue."),
     "jobs": ("jobs", "List, show, cancel and replay the jobs of the request queue."),
     "routes": ("routes", "Show and change who answers a use case."),
+    "budgets": ("budgets", "Show what is used of each limit, and grant exceptions for a day."),
     "token": ("token", "Issue tokens of the built-in issuer, for this machine only."),
     "keys": ("keys", "Create, list, rotate and revoke API keys."),
     "guards": ("guards", "Show a use case's guards, try them on a text, list what awaits a person."),
