@@ -6,7 +6,7 @@ the collector does not answer, they are dropped. They carry names, numbers and i
 no tenant, and of an error only its type, because messages may quote what a caller sent.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -16,12 +16,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from leitstand import __version__
 from leitstand.settings import TelemetrySettings
-from services.exchange import Exchange
+from services.exchange import CHAT_NOTES, Exchange
 from services.observing import Seen
 from services.policies import Policies, Policy, admit_everything
 from services.trace_context import TRACE_ID
@@ -101,8 +101,8 @@ class Tracing:
         self._provider.shutdown()
 
     def policies(self, policies: Policies) -> Policies:
-        """The same stages, each with a span; those that do nothing get none."""
-        return Policies(**{name: self._staged(name, getattr(policies, name)) for name in STAGES})
+        """The same policies, the stages with a span each; those that do nothing get none."""
+        return replace(policies, **{name: self._staged(name, getattr(policies, name)) for name in STAGES})
 
     def calls(self) -> aiohttp.TraceConfig:
         """What an upstream client needs so that its calls have spans and carry the trace context."""
@@ -117,6 +117,9 @@ class Tracing:
             return policy
 
         async def staged(exchange: Exchange) -> None:
+            if not get_current_span().is_recording():
+                await policy(exchange)
+                return
             span = self._tracer.start_span(name)
             token = attach(set_span_in_context(span))
             try:
@@ -171,14 +174,14 @@ def _about(seen: Seen) -> dict[str, str | int | float]:
     return about | (_about_chat(exchange) if seen.operation == "chat" else {})
 
 
-def _about_chat(exchange: Exchange) -> Mapping[str, str | int]:
+def _about_chat(exchange: Exchange) -> dict[str, str | int | float]:
     """Attributes of the semantic conventions for generative AI, without the messages."""
-    model = exchange.notes.get("model")
-    return {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.usage.input_tokens": exchange.usage.tokens_in,
-        "gen_ai.usage.output_tokens": exchange.usage.tokens_out,
-    } | ({"gen_ai.request.model": str(model)} if model else {})
+    model = exchange.notes.get(CHAT_NOTES, {}).get("model")
+    about: dict[str, str | int | float] = {
+        "gen_ai.operation.name": "chat", "gen_ai.request.model": exchange.use_case,
+        "gen_ai.usage.input_tokens": exchange.usage.tokens_in, "gen_ai.usage.output_tokens": exchange.usage.tokens_out,
+    }  # fmt: skip
+    return about | ({"gen_ai.response.model": str(model)} if model else {})
 
 
 def _headers(settings: TelemetrySettings) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Spans of the gateway: what continues a trace, what is in it, and what never is."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -120,10 +121,10 @@ async def test_an_error_has_its_type_and_not_its_message() -> None:
 
 
 async def test_chats_say_how_many_tokens_in_the_words_of_the_conventions() -> None:
-    app = answering(usage=Usage(11, 22, 0), notes={"model": "tiny"})
+    app = answering(usage=Usage(11, 22, 0), notes={"chat": {"model": "tiny"}})
     found, _ = await spans(app, "/v1/chat/completions")
     about = found["POST /v1/chat/completions"].attributes
-    assert about["gen_ai.operation.name"] == "chat" and about["gen_ai.request.model"] == "tiny"
+    assert about["gen_ai.operation.name"] == "chat" and about["gen_ai.response.model"] == "tiny"
     assert (about["gen_ai.usage.input_tokens"], about["gen_ai.usage.output_tokens"]) == (11, 22)
 
 
@@ -147,3 +148,13 @@ async def test_health_checks_and_unknown_paths_leave_no_span() -> None:
 def test_a_stage_that_does_nothing_gets_no_span() -> None:
     policies = Tracing(TelemetrySettings(), exporter=InMemorySpanExporter()).policies(Policies())
     assert all(getattr(policies, name) is admit_everything for name in STAGES)
+
+
+def test_what_is_no_stage_is_kept_as_it_is() -> None:
+    def guard_stream(exchange: Exchange) -> None: ...
+
+    policies = Policies(guard_stream=guard_stream)
+    traced = Tracing(TelemetrySettings(), exporter=InMemorySpanExporter()).policies(policies)
+    assert traced.guard_stream is guard_stream
+    names = {field.name for field in dataclasses.fields(Policies)}
+    assert names == {*STAGES, "guard_stream"}, "a new stage needs a span, or a place in this test"
