@@ -149,6 +149,8 @@ def operation_of(path: str) -> tuple[str, str]:
     match parts[1:]:
         case ["v1", "chat", "completions"]:
             return "chat", ""
+        case ["v1", "models", *_]:
+            return "models", ""
         case ["v1", name, operation, *_] if operation in OF_USE_CASE:
             return operation, name
         case ["v2", "models", name, *rest]:

@@ -69,6 +69,7 @@ def counted(name: str, **labels: str) -> float:
         ("/v1/support/jobs", "jobs", "support"),
         ("/v1/support/jobs/17/result", "jobs", "support"),
         ("/v1/chat/completions", "chat", ""),
+        ("/v1/models/finance", "models", ""),
         ("/v2/models/support/infer", "infer", "support"),
         ("/v2/models/support/versions/1/infer", "infer", "support"),
         ("/v2/models/support", "metadata", "support"),
