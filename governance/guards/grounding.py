@@ -22,6 +22,7 @@ NUMBER = rf"{DIGITS}(?: ?(?:%|percent|prozent|thousand|tausend|million(?:en)?|mi
 _NUMBER = Linear(DIGITS)
 _SPACED = bytes(byte if chr(byte).isalnum() or byte in b"_'" else 32 for byte in range(128)) + b" " * 128
 REMEMBERED = 10_000
+_SIGNS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 SCALES = {b"%": 0.01, b"p": 0.01, b"t": 1e3, b"k": 1e3, b"mr": 1e9, b"b": 1e9, b"m": 1e6}
 
 
@@ -163,7 +164,7 @@ def _near(values: Sequence[float], value: float, precision: float) -> bool:
 
 
 def _compact(data: bytes) -> bytes:
-    return bytes(byte for byte in data if chr(byte).isalnum())
+    return data.translate(None, _SIGNS)
 
 
 def _rows(words: Sequence[bytes], count: int) -> Iterator[tuple[bytes, ...]]:

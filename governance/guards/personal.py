@@ -28,7 +28,10 @@ BORN = r"born(?: on)?|date of birth|dob|birth ?day|birthdate|geboren(?: am)?|geb
 STREET_DE = "[Ss]trasse|[Ss]tr\\.|[Ww]eg|[Pp]latz|[Aa]llee|[Gg]asse|[Rr]ing|[Dd]amm|[Uu]fer|[Cc]haussee|[Ss]teig"
 STREET_EN = (
     "Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd|Court|Ct|Square|Sq|"
-    "Terrace|Place|Pl|Way|Close|Crescent"
+    "Terrace|Ter|Place|Pl|Way|Close|Crescent|Alley|Circle|Cir|Parkway|Pkwy|Highway|Hwy|Trail|Trl|Plaza|Loop|Row|Mews|"
+    "Grove|Gardens|Hill|Hills|Walk|Path|Park|Heights|Ridge|Turnpike|Causeway|Throughway|Cove|Crossing|Expressway|"
+    "Freeway|"
+    "Knoll|Meadows|Manor|Pike|Quay|Wharf"
 )
 WEIGHTS = (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1)
 
@@ -154,8 +157,8 @@ def _social_security_valid(number: str) -> bool:
 
 def _address() -> list[Detector]:
     german = (
-        rf"\b[A-Z][a-zA-Z-]{{1,30}}(?: [A-Z][a-z]{{1,20}})?[ -]?(?:{STREET_DE}) \d{{1,4}}(?: ?[a-hA-H]\b)?"
-        r"(?:,? (?:D-)?\d{5} [A-Z][a-z]{2,25})?"
+        rf"\b[A-Z][a-zA-Z-]{{1,30}}(?: [A-Z][a-z]{{1,20}})?[ -]?(?:{STREET_DE}) \d{{1,4}}"
+        r"(?: ?[a-hA-H]\b|[/-]\d{1,4})?(?:,? (?:D-)?\d{5} [A-Z][a-z]{2,25})?"
     )
     english = (
         rf"\b\d{{1,5}}[A-Za-z]? (?:[A-Z][a-z]{{1,20}} ){{1,3}}(?:{STREET_EN})\b\.?"
