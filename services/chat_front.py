@@ -18,7 +18,6 @@ import orjson
 import structlog
 
 from leitstand.errors import ContentBlocked, LeitstandError, NotFoundError
-from leitstand.types import Usage
 from services.asgi import EXCHANGE, ClientGone, read_body, respond
 from services.chat_payload import BadChatRequest, ChatPayload, make_payload, read_chat_request
 from services.errors import JSON, HttpError, Response
@@ -43,6 +42,7 @@ Headers = list[tuple[bytes, bytes]]
 T = TypeVar("T")
 
 OK, SERVER_ERROR = 200, 500
+COST = b"x-leitstand-cost"
 STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no")]  # fmt: skip
 
@@ -142,13 +142,13 @@ class ChatFront:
             async with aclosing(self._inference.stream(exchange, buffered=buffered)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
                     if piece.finish_reason:
-                        await answer.end(piece.finish_reason, exchange.usage if payload.include_usage else None)
+                        await answer.end(piece.finish_reason, counts=payload.include_usage)
                     else:
                         await answer.piece(piece)
         except Exception as error:
             if not answer.begun:
                 raise
-            await answer.broken(error)
+            await answer.broken(error, counts=payload.include_usage)
             return None
         if answer.begun:
             return None
@@ -207,18 +207,23 @@ class _Answer:
             await self._begin()
             await self._event(chunk_bytes({"role": "assistant", "content": piece.text}, head=self._head))
 
-    async def end(self, reason: str, usage: Usage | None, **more: Any) -> None:
+    async def end(self, reason: str, *, counts: bool, blocked: list[str] | None = None) -> None:
+        """The last chunk, which also tells what the headers could not know yet; the counts; the end mark."""
         if not self.begun:
             await self._begin()
-        last = chunk_bytes({}, head=self._head, finish_reason=reason, **more)
-        if usage is not None:
-            last += chunk_bytes(None, head=self._head, usage=usage_document(usage))
+        exchange = self.exchange
+        assert exchange is not None  # noqa: S101 -- a stream belongs to one
+        about = {"request_id": self.request_id, "tokens": exchange.notes.get(CHAT_NOTES, {}).get("tokens", "")}
+        cost = next((value.decode() for name, value in exchange.response_headers if name == COST), None)
+        about |= ({"cost": cost} if cost else {}) | ({"blocked": blocked} if blocked is not None else {})
+        last = chunk_bytes({}, head=self._head, finish_reason=reason, leitstand=about)
+        if counts:
+            last += chunk_bytes(None, head=self._head, usage=usage_document(exchange.usage))
         await self._event(last + DONE, more=False)
 
-    async def broken(self, error: Exception) -> None:
+    async def broken(self, error: Exception, *, counts: bool) -> None:
         if isinstance(error, ContentBlocked):
-            why = {"blocked": list(error.reasons), "request_id": self.request_id}
-            await self.end("content_filter", None, leitstand=why)
+            await self.end("content_filter", counts=counts, blocked=list(error.reasons))
             return
         if not isinstance(error, LeitstandError):
             logger.error("A stream failed", exc_info=error, **{"http.request.id": self.request_id})
@@ -269,6 +274,8 @@ async def _listened(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.warning("A request ended with its caller", **{"error.message": str(error)[:300]})
             raise ClientGone
         return task.result()
     finally:

@@ -30,7 +30,7 @@ def openai_error(error: BaseException, request_id: str) -> Response:
     """The response for any exception."""
     status, headers, body = problem_for(error, request_id)
     problem = orjson.loads(body)
-    hint = problem.get("hint")
+    hint = problem.get("hint") if status < SERVER_ERROR else None  # others are for operators, who have the log
     document = _error(status, f"{problem['detail']}; {hint}" if hint else problem["detail"], request_id)
     if isinstance(error, BadChatRequest):
         document |= {"param": error.param or None, "code": error.code}

@@ -84,10 +84,10 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def chat_upstream(folder: Path, version: int = 1) -> Iterator[ChatUpstream]:
+def chat_upstream(folder: Path, version: int = 1, key: str = KEY) -> Iterator[ChatUpstream]:
     (port,) = free_ports(1)
     log = folder / f"chat-upstream-{version}-{port}.log"
-    with running([sys.executable, "-m", "tests.tiny_chat_upstream", str(port), KEY], log) as process:
+    with running([sys.executable, "-m", "tests.tiny_chat_upstream", str(port), key], log) as process:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/seen"), process, log, "the API")
         yield ChatUpstream(port, folder, version)
 

@@ -161,6 +161,22 @@ def test_a_stream_that_breaks_off_ends_with_the_reason_and_is_counted(
     assert ask(client, "say hi").choices[0].message.content == "hi"
 
 
+@pytest.mark.parametrize(("order", "said"), [("die", ""), ("dielate", "hi")])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_provider_that_is_killed_is_an_error_of_that_request_only(
+    gateway: ChatGateway, client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory, order: str, said: str,
+    stream: bool,
+) -> None:  # fmt: skip
+    with chat_upstream(tmp_path_factory.mktemp("mortal"), key="") as mortal:
+        gateway.route("mortal", mortal.target.model_copy(update={"key": ""}))
+        response = gateway.chat(f"{'die' if not stream else order} hi", model="mortal", stream=stream)
+    if stream and said:
+        assert response.status_code == 200 and "broke off" in response.text and "[DONE]" not in response.text
+    else:
+        assert response.status_code == 503 and response.json()["error"]["type"] == "overloaded_error"
+    assert ask(client, "say hi").choices[0].message.content == "hi"
+
+
 def test_a_caller_who_goes_away_ends_the_writing(gateway: ChatGateway, upstream: ChatUpstream) -> None:
     gone, given_up = gateway.metric("gateway_streams_total", ended="gone"), upstream.seen()["given_up"]
     body = {"model": "helper", "stream": True, "messages": [{"role": "user", "content": "slow 20"}]}

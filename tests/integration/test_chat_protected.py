@@ -98,6 +98,8 @@ def test_the_record_of_a_chat_names_parameters_tokens_cost_and_both_texts(
 ) -> None:
     response = gateway.chat("say hello there", stream=stream, seed=7, temperature=0.5, model=model)
     ((record, opened),) = records(gateway, response.headers["x-request-id"])
+    told = events(response)[-2]["leitstand"] if stream else {"cost": response.headers["x-leitstand-cost"]}
+    assert told["cost"] == "0.000007"
     assert record.parameters == {"seed": 7, "temperature": 0.5, "max_tokens": 20}
     assert (record.tokens_in, record.tokens_out, record.cost_micros, record.status) == (3, 2, 7, 200)
     assert "say hello there" in str(opened.input) and "hello there" in str(opened.output)
