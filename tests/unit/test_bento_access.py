@@ -1,11 +1,14 @@
 """Who may ask a Bento."""
 
+from typing import Any
+
 import pytest
 from pydantic import SecretStr
 
 from leitstand.errors import ConfigurationError
 from leitstand.settings import ServingSettings, Settings
 from services.bento_access import BentoAccess, bento_access, refuse_open
+from services.protocol import FrontDoor, Protocol
 
 TOKEN, OLD = "n" * 32, "o" * 32
 INFER = "/v2/models/support/infer"
@@ -43,3 +46,21 @@ def test_without_a_secret_a_bento_starts_in_the_local_environment_only() -> None
     with pytest.raises(ConfigurationError, match="would answer everybody"):
         refuse_open(Settings(environment="production"))
     refuse_open(Settings(environment="production", serving=ServingSettings(token=SecretStr(TOKEN))))
+
+
+async def test_the_front_door_asks_before_anything_else() -> None:
+    async def app(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    door, sent = FrontDoor(app, Protocol(), BentoAccess(TOKEN)), []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status"))
+
+    for path in ("/v2/models/support/infer", "/classify", "/v2"):
+        await door({"type": "http", "method": "POST", "path": path, "headers": []}, None, send)  # type: ignore[arg-type]
+    assert [each for each in sent if each] == [401, 401, 401]
+    sent.clear()
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    await door({"type": "http", "method": "GET", "path": "/classify", "headers": headers}, None, send)  # type: ignore[arg-type]
+    assert sent == [200]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from governance.access.api_keys import mint
 from governance.access.dev_issuer import issue, open_dev_keys
 from governance.access.opening import open_api_keys
-from leitstand.errors import ConfigurationError
+from leitstand.errors import AuthenticationFailed, ConfigurationError
 from leitstand.settings import AccessSettings, GatewaySettings, Settings, TlsSettings
 from leitstand.types import utc_now
 from services.access_wiring import is_loopback, is_required, open_access
@@ -90,3 +90,14 @@ def test_which_hosts_are_this_machine() -> None:
 def test_settings_that_would_weaken_it_are_refused(make: Any, saying: str) -> None:
     with pytest.raises(ValidationError, match=saying):
         make()
+
+
+async def test_a_token_of_this_machine_opens_nothing_elsewhere(tmp_path: Path) -> None:
+    open_api_keys(settings(tmp_path)).add(mint("a", "b", [], now=utc_now(), ends_at=None)[1])
+    token = issue(settings(tmp_path), subject="a", tenant="b", scopes=["c"], ttl=timedelta(seconds=60))
+    headers = {b"authorization": f"Bearer {token}".encode()}
+    here = open_access(settings(tmp_path, access=AccessSettings(mode="required")))
+    assert (await here.identify(headers)).subject == "a"
+    there = open_access(settings(tmp_path, environment="production"))
+    with pytest.raises(AuthenticationFailed, match="not accepted here"):
+        await there.identify(headers)
