@@ -128,7 +128,7 @@ class Budgeting:
                 charges, answer = await self._fall_back(exchange, held, charges, answer)
         except UNAVAILABLE as error:
             self._keeper.answered(error)
-            BUDGET_HOLDS.labels(exchange.use_case, "unavailable").inc()
+            BUDGET_HOLDS.labels(held.plan.use_case, "unavailable").inc()
             if spec.when_unavailable == "admit":
                 held.late = True
                 return
@@ -141,10 +141,10 @@ class Budgeting:
         exchange.response_headers += rate_headers(charges, answer)
         if answer.state == "refused":
             limit, _ = charges[answer.refused]
-            BUDGET_HOLDS.labels(exchange.use_case, "refused").inc()
-            BUDGET_REFUSALS.labels(exchange.use_case, limit.scope, limit.unit).inc()
+            BUDGET_HOLDS.labels(held.plan.use_case, "refused").inc()
+            BUDGET_REFUSALS.labels(held.plan.use_case, limit.scope, limit.unit).inc()
             raise _refusal(exchange.use_case, limit, answer)
-        BUDGET_HOLDS.labels(exchange.use_case, "fallback" if held.free else "held").inc()
+        BUDGET_HOLDS.labels(held.plan.use_case, "fallback" if held.free else "held").inc()
         if charges:
             self._keeper.begin(held.hold)
         self._look_at(exchange, held, charges, answer)
@@ -173,7 +173,7 @@ class Budgeting:
         held.free = True
         charges, second = await self._hold(exchange, held, free)
         if second.state == "held":
-            BUDGET_REFUSALS.labels(exchange.use_case, limit.scope, limit.unit).inc()
+            BUDGET_REFUSALS.labels(held.plan.use_case, limit.scope, limit.unit).inc()
             exchange.notes["fallback"] = "budget"
             exchange.notes["refusal"] = _refusal(exchange.use_case, limit, answer)
             exchange.response_headers.append((WARNING, f'"{limit.scope}-{limit.unit}";r=0'.replace("_", "-").encode()))
@@ -189,7 +189,7 @@ class Budgeting:
             held.wait = held.wait or left < charge.amount
             self._measure(exchange, limit, left)
             if charge.limit - left >= held.plan.spec.warn_at * charge.limit:
-                self._warn(exchange, limit, charge)
+                self._warn(held.plan.use_case, limit, charge)
                 if limit.scope != "use_case":
                     exchange.response_headers.append((WARNING, warning_header(limit, charge, answer, left)))
 
@@ -201,14 +201,14 @@ class Budgeting:
             use_case = exchange.use_case if limit.scope == "tenant" else ""
             BUDGET_LEFT.labels(use_case, limit.scope, limit.unit, tenant).set(left)
 
-    def _warn(self, exchange: Exchange, limit: Limit, charge: Charge) -> None:
+    def _warn(self, use_case: str, limit: Limit, charge: Charge) -> None:
         """Counts the warning, and writes one line per limit, caller and day."""
-        BUDGET_WARNINGS.labels(exchange.use_case, limit.scope, limit.unit).inc()
+        BUDGET_WARNINGS.labels(use_case, limit.scope, limit.unit).inc()
         if self._warned.get(charge.key) != charge.start_ms:
             if len(self._warned) > 10_000:  # noqa: PLR2004
                 self._warned.clear()
             self._warned[charge.key] = charge.start_ms
-            logger.warning("A budget is nearly used up", use_case=exchange.use_case, limit=limit.name, key=charge.key)
+            logger.warning("A budget is nearly used up", use_case=use_case, limit=limit.name, key=charge.key)
 
 
 def _most(exchange: Exchange, plan: Plan) -> Usage:

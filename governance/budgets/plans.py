@@ -22,12 +22,14 @@ class Plan:
     """What holds for requests of one tenant to one use case.
 
     Attributes:
+        use_case: Its name, for metrics; empty when it is not described here: strangers may ask for any name.
         spec: As it is written.
         limits: That apply, in order; none when nothing is limited.
         prices: Of the use case.
         max_tokens: Tokens of one text that its model reads at most.
     """
 
+    use_case: str
     spec: BudgetsSpec
     limits: tuple[Limit, ...]
     prices: Prices
@@ -70,16 +72,18 @@ class Plans:
         Raises:
             PermanentBackendError: The use case came after the start, and its file cannot be read.
         """
+        known = use_case
         if use_case not in self._specs:
             try:
                 self._specs[use_case] = self._read(use_case)
-            except NotFoundError:  # routed to, but not described here: only totals may limit it
-                self._specs[use_case] = BudgetsSpec(), 0
+            except NotFoundError:  # only totals may limit it, and nothing of it is kept
+                known = ""
             except LeitstandError as error:
                 raise PermanentBackendError(f"The budgets of '{use_case}' cannot be read") from error
-            self.days.setdefault(self._specs[use_case][0].time_zone, Days(self._specs[use_case][0].time_zone))
-        spec, max_tokens = self._specs[use_case]
-        plan = Plan(spec, limits_of(use_case, spec, self._totals, tenant), Prices(spec.prices), max_tokens)
+        spec, max_tokens = self._specs[use_case] if known else (BudgetsSpec(), 0)
+        self.days.setdefault(spec.time_zone, Days(spec.time_zone))
+        limits = limits_of(use_case, spec, self._totals, tenant)
+        plan = Plan(known, spec, limits, Prices(spec.prices), max_tokens)
         return plan if plan.limits or not plan.prices.free else None
 
     def _read(self, use_case: str) -> tuple[BudgetsSpec, int]:

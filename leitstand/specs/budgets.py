@@ -15,8 +15,7 @@ from leitstand.specs.base import Fraction, Spec
 __all__ = ["BudgetsSpec", "LimitsSpec", "PricesSpec", "TenantsSpec"]
 
 MOST = 10**14  # stays exact in every store and in JSON; a hundred million in millionths
-Money = Annotated[Decimal, Field(ge=0, decimal_places=6, le=Decimal(MOST) / 10**6)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
+MOST_MONEY = Decimal(MOST) / 10**6
 
 
 def _known(zone: str) -> str:
@@ -38,9 +37,11 @@ class LimitsSpec(Spec):
         default=None, ge=1, le=1_000_000, description="requests at once after a pause; null: one second's worth"
     )
     concurrent: int | None = Field(default=None, ge=1, le=100_000, description="requests being answered at once")
-    requests_per_day: Count | None = Field(default=None, description="requests that were answered")
-    tokens_per_day: Count | None = Field(default=None, description="tokens read and written together")
-    cost_per_day: Money | None = Field(default=None, description="in the unit of `currency`")
+    requests_per_day: int | None = Field(default=None, ge=0, le=MOST, description="requests that were answered")
+    tokens_per_day: int | None = Field(default=None, ge=0, le=MOST, description="tokens read and written together")
+    cost_per_day: Decimal | None = Field(
+        default=None, ge=0, le=MOST_MONEY, decimal_places=6, description="in the unit of `currency`"
+    )
 
     def changed(self, other: "LimitsSpec") -> "LimitsSpec":
         """These limits, with those that `other` writes in their place."""
@@ -50,9 +51,15 @@ class LimitsSpec(Spec):
 class PricesSpec(Spec):
     """What a request costs. Zero where the model is one's own and its machine is paid anyway."""
 
-    per_million_tokens_in: Money = Decimal(0)
-    per_million_tokens_out: Money = Decimal(0)
-    per_request: Money = Decimal(0)
+    per_million_tokens_in: Decimal = Field(
+        default=Decimal(0), ge=0, le=MOST_MONEY, decimal_places=6, description="of a million tokens read"
+    )
+    per_million_tokens_out: Decimal = Field(
+        default=Decimal(0), ge=0, le=MOST_MONEY, decimal_places=6, description="of a million tokens written"
+    )
+    per_request: Decimal = Field(
+        default=Decimal(0), ge=0, le=MOST_MONEY, decimal_places=6, description="of each answered request"
+    )
 
 
 class BudgetsSpec(Spec):

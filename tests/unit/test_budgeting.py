@@ -280,6 +280,9 @@ async def test_a_tenants_total_covers_all_use_cases(tmp_path: Path, project: Pat
         error = (await parts.ask()).error
         assert isinstance(error, QuotaExceeded) and error.limit == "total.requests_per_day"
         assert await parts.spent("total|*|acme|requests_per_day") == (1, 0)
+        plans = parts.budgeting._plans
+        names = {plan.use_case for n in range(50) if (plan := plans.of(f"made-up-{n}", "acme"))}
+        assert names == {""} and plans.use_cases == ["support"]  # neither memory nor metrics grow with made-up names
 
 
 async def test_what_the_model_says_it_used_counts(tmp_path: Path, project: Path) -> None:
@@ -371,3 +374,17 @@ def test_a_wrong_file_of_totals_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "tenants.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=r"tenants\.yaml"):
         Plans(Settings(usecases=tmp_path, budgets=BudgetSettings(tenants=tmp_path / "tenants.yaml")))
+
+
+def test_the_files_of_the_how_to_are_read(tmp_path: Path, project: Path) -> None:
+    page = (project / "docs" / "how-to" / "set-budgets.md").read_text()
+    written, totals = (part.split("```")[0] for part in page.split("```yaml\n")[1:])
+    (tmp_path / "tenants.yaml").write_text(totals)
+    usecases = use_case(tmp_path / "u", project, yaml.safe_load(written)["budgets"])
+    plan = Plans(Settings(usecases=usecases, budgets=BudgetSettings(tenants=tmp_path / "tenants.yaml"))).of(
+        "support", "acme"
+    )
+    assert plan is not None
+    most = {limit.name: limit.most for limit in plan.limits}
+    assert most["tenant.cost_per_day"] == 80_000_000 and most["tenant.tokens_per_day"] == 2_000_000
+    assert most["total.cost_per_day"] == 300_000_000 and most["total.requests_per_s"] == 500
