@@ -15,7 +15,7 @@ from prometheus_client import Counter, Histogram
 from services.asgi import EXCHANGE
 from services.exchange import Exchange
 from services.gateway_metrics import COST, HTTP_LATENCY, HTTP_REQUESTS, TOKENS
-from services.trace_context import TRACE_ID, trace_id_of
+from services.trace_context import TRACE_ID, TRACEPARENT, traceparent_of
 
 __all__ = ["Observed", "Seen", "Watcher", "operation_of"]
 
@@ -101,8 +101,10 @@ class Observed:
             return
         operation, name = operation_of(scope["path"])
         seen = Seen(scope, operation, name if name and self._known(name) else "", perf_counter())
-        seen.trace_id = trace_id_of(scope["headers"])
+        traceparent = traceparent_of(scope["headers"])
+        seen.trace_id = traceparent[3:35]
         token = TRACE_ID.set(seen.trace_id)
+        TRACEPARENT.set(traceparent)
         watchers = self._watchers
         for watcher in watchers:
             watcher.began(seen)
@@ -147,10 +149,8 @@ def operation_of(path: str) -> tuple[str, str]:
     """What a path asks for, as one of a few names, and the use case that it names, known or not."""
     parts = path.split("/", 5)
     match parts[1:]:
-        case ["v1", "chat", "completions"]:
-            return "chat", ""
-        case ["v1", "models", *_]:
-            return "models", ""
+        case ["v1", ("chat" | "models") as name, *_]:
+            return name, ""
         case ["v1", name, operation, *_] if operation in OF_USE_CASE:
             return operation, name
         case ["v2", "models", name, *rest]:

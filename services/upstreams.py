@@ -22,6 +22,7 @@ from governance.access.addresses import check_url
 from leitstand.errors import ConfigurationError, TransientBackendError
 from leitstand.types import Target, Usage
 from services.openai_codec import Completion, Piece
+from services.trace_context import TRACEPARENT
 from services.upstream_addresses import CheckedResolver
 from services.upstream_codec import ALWAYS, VECTORS
 
@@ -168,6 +169,8 @@ class Upstreams:
         headers = {**headers, DEADLINE: str(int(timeout_s * 1000) + 1)}
         if target.kind == "v2":
             headers |= self._shown
+            if traceparent := TRACEPARENT.get():
+                headers["traceparent"] = traceparent
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._once(target, url, body, headers)

@@ -132,6 +132,13 @@ def test_a_collector_that_is_away_costs_no_answer(upstream: Upstream, tmp_path: 
         assert not any(line.startswith("Traceback") for line in lines)
 
 
+def test_without_an_endpoint_a_callers_trace_is_handed_on_as_it_came(upstream: Upstream, tmp_path: Path) -> None:
+    with gateway_running(tmp_path / "home") as plain:
+        plain.route(upstream)
+        assert "traceparent" not in plain.predict("a", traceparent=TRACEPARENT).headers
+        assert httpx.get(f"{upstream.target.url}/seen").json()["traceparent"] == TRACEPARENT
+
+
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
     code = (
         "import sys, services.gateway\n"
