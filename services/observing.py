@@ -7,6 +7,7 @@ or the name of a use case, becomes no label: a path counts as one of a few opera
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -145,6 +146,7 @@ class Observed:
                 COST.labels(seen.use_case).inc(used.cost_micros / MICROS)
 
 
+@lru_cache(1024)
 def operation_of(path: str) -> tuple[str, str]:
     """What a path asks for, as one of a few names, and the use case that it names, known or not."""
     parts = path.split("/", 5)
