@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class ChatGateway:
     url: str
     store: RouteStore
     home: Path
+    environment: dict[str, str] = field(default_factory=dict)
 
     def route(self, use_case: str, stable: Target, **changes: Any) -> RouteTable:
         """Writes the table, and returns when the gateway uses it."""
@@ -108,7 +109,7 @@ def write_use_case(home: Path, name: str, **keys: Any) -> None:
 def chat_gateway(home: Path, key_url: str, **settings: str) -> Iterator[ChatGateway]:
     """A gateway whose key `tiny` belongs to `key_url`."""
     (port,) = free_ports(1)
-    environment = os.environ | {
+    environment = {
         "LEITSTAND_HOME": str(home), "LEITSTAND_GATEWAY__PORT": str(port), "LEITSTAND_MONITORING__FLUSH_S": "0.2",
         "LEITSTAND_USECASES": str(home / "usecases"), "LEITSTAND_CHAT__KEYS__TINY__VALUE": KEY,
         "LEITSTAND_CHAT__KEYS__TINY__URL": key_url, "LEITSTAND_CHAT__IDLE_S": "1",
@@ -117,7 +118,7 @@ def chat_gateway(home: Path, key_url: str, **settings: str) -> Iterator[ChatGate
         write_use_case(home, "helper")
     log = home / "gateway.log"
     store = open_route_store(Settings(home=home))
-    with running([sys.executable, "-m", "leitstand.cli", "gateway"], log, env=environment) as process:
+    with running([sys.executable, "-m", "leitstand.cli", "gateway"], log, env=os.environ | environment) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/readyz"), process, log, "the gateway")
-        yield ChatGateway(url, store, home)
+        yield ChatGateway(url, store, home, environment)

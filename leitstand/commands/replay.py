@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+CHAT_PATH = "/chat/completions"
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -44,13 +46,16 @@ def replay(
             hint=record.problem or "see `audit show`",
         )
     with contextlib.ExitStack() as stack:
-        if serve:
+        if record.path == CHAT_PATH:
+            where, body, head, said = *_ask_chat(settings, record, opened.input), None, record.version
+        elif serve:
             from flows.serving_once import served_once
 
             where = stack.enter_context(served_once(settings, record.use_case, record.version))
+            body, head, said = _ask(settings, where, record, opened)
         else:
             where = url or _address(settings, record)
-        body, head, said = _ask(settings, where, record, opened)
+            body, head, said = _ask(settings, where, record, opened)
     if said and said != record.version:
         raise NotFoundError(f"{where} answers as version {said}, the record is of {record.version}", hint="--url")
     found = compare(record.output.form, opened.output, body, head, tolerance)
@@ -65,6 +70,18 @@ def replay(
         typer.echo(difference, err=True)
     if found.outcome == "diverged" or (exact and found.outcome != "identical"):
         raise IntegrityError(f"The answer of request '{request_id}' was not reproduced")
+
+
+def _ask_chat(settings: Settings, record: "InferenceRecord", body: bytes) -> tuple[str, bytes]:
+    """Where the version's API is, by the newest route table that names it, and the body of its answer."""
+    from governance.routes.opening import open_route_store
+    from services.chat_replaying import ask_again
+
+    for table in reversed(open_route_store(settings).history(record.use_case)):
+        for target in table.targets():
+            if target.kind == "openai" and target.version == record.version:
+                return target.url, ask_again(settings, target, body)
+    raise NotFoundError(f"No route ever led to {record.use_case}:{record.version} as an API", hint="is it this home?")
 
 
 def _address(settings: Settings, record: "InferenceRecord") -> str:

@@ -1,6 +1,9 @@
 """A chat with everything on: masked on the way in, blocked on the way out, paid and recorded."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -14,7 +17,7 @@ from governance.audit.reading import Reader
 from leitstand.errors import NotFoundError
 from leitstand.settings import Settings
 from leitstand.sse import EventReader
-from tests.chat_for_tests import ChatGateway, ChatUpstream, chat_gateway, chat_upstream, until, write_use_case
+from tests.chat_for_tests import KEY, ChatGateway, ChatUpstream, chat_gateway, chat_upstream, until, write_use_case
 
 IBAN = "DE89370400440532013000"
 GUARDS = {
@@ -103,6 +106,22 @@ def test_the_record_of_a_chat_names_parameters_tokens_cost_and_both_texts(
     assert record.parameters == {"seed": 7, "temperature": 0.5, "max_tokens": 20}
     assert (record.tokens_in, record.tokens_out, record.cost_micros, record.status) == (3, 2, 7, 200)
     assert "say hello there" in str(opened.input) and "hello there" in str(opened.output)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_recorded_chat_is_asked_again_with_the_key_and_as_a_whole(
+    gateway: ChatGateway, upstream: ChatUpstream, stream: bool
+) -> None:
+    response = gateway.chat("say hello there", stream=stream, seed=7)
+    environment = os.environ | gateway.environment
+    command = [sys.executable, "-m", "leitstand.cli", "replay", response.headers["x-request-id"]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("identical: helper:1"), done.stderr
+    sent = upstream.seen()["requests"][-1]
+    assert sent["body"] == {
+        "model": "tiny-1", "messages": [{"role": "user", "content": "say hello there"}], "seed": 7, "max_tokens": 20,
+    }  # fmt: skip
+    assert sent["headers"]["authorization"] == f"Bearer {KEY}"
 
 
 def test_what_was_said_until_a_caller_went_away_is_recorded_and_paid(gateway: ChatGateway) -> None:
