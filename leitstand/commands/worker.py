@@ -21,7 +21,7 @@ def worker(
     """Answer jobs until SIGTERM; what runs is then given back at its next chunk. `up` starts one by itself."""
     settings = load_settings()
     apply_environment(settings)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, style=settings.log_format, libraries=True)
     asyncio.run(_work(settings, use_cases or [], concurrency or settings.jobs.concurrency))
 
 
