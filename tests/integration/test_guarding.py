@@ -8,7 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from leitstand.cli import app
 from leitstand.types import Target
 from tests.chat_for_tests import ChatGateway, ChatUpstream, chat_gateway, chat_upstream, until, write_use_case
 
@@ -107,6 +109,11 @@ def predict(gateway: ChatGateway, *texts: str, use_case: str = "support") -> htt
     return httpx.post(f"{gateway.url}/v1/{use_case}/predict", json={"texts": texts}, timeout=30)
 
 
+def reviews(gateway: ChatGateway) -> list[dict[str, str]]:
+    arguments = ["guards", "review", "list", "--json"]
+    return json.loads(CliRunner().invoke(app, arguments, env={"LEITSTAND_HOME": str(gateway.home)}).stdout)
+
+
 def test_a_classifier_sees_tokens_and_the_marks_are_counted_logged_and_listed(gateway: ChatGateway) -> None:
     response = predict(gateway, "I am a@b.de and I will kill you")
     assert response.status_code == 200
@@ -115,6 +122,11 @@ def test_a_classifier_sees_tokens_and_the_marks_are_counted_logged_and_listed(ga
     assert gateway.metric("gateway_guard_verdicts_total", **labels, action="mask", reason="personal.email") >= 1
     assert gateway.metric("gateway_guard_verdicts_total", **labels, action="review", reason="unsafe.threat") >= 1
     assert gateway.metric("gateway_guard_verdicts_total", **labels, action="review", reason="check.timeout") >= 1
+    request_id = response.headers["x-request-id"]
+    until(lambda: request_id in [mark["request_id"] for mark in reviews(gateway)], "the audit record")
+    assert {mark["reason"] for mark in reviews(gateway) if mark["request_id"] == request_id} == {
+        "unsafe.threat", "check.timeout",
+    }  # fmt: skip
     log = (gateway.home / "gateway.log").read_text()
     assert "leitstand.guard.review" in log and "a@b.de" not in log and "kill you" not in log
 

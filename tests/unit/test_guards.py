@@ -112,6 +112,14 @@ def test_secrets_are_found(text: str, kind: str) -> None:
     assert kind in [hit.kind for _, hit in hits]
 
 
+def test_nothing_is_left_of_a_private_key_or_a_token() -> None:
+    lines = "\n".join("aZ3" + "kQ9xT7mB1nW5yR8cL2pD6vE4sG0hJ7uF3iO9aK1lM5nB8vC2xZ" + "0wq4E7rT" for _ in range(25))
+    key = f"-----BEGIN PRIVATE KEY-----\n{lines}\n-----END PRIVATE KEY-----"
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.kQ9xT7mB1nW5yR8cL2pD6vE4sG0hJ7uF3iO9aK1l"
+    masked = chain(input=[{"rule": "secrets"}]).check_input([f"{key} and {token}"]).texts[0]
+    assert set(masked.replace("[SECRET]", "").split()) == {"-----END", "PRIVATE", "KEY-----", "and", ".."}
+
+
 @pytest.mark.parametrize(
     "text",
     [
