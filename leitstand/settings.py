@@ -174,7 +174,7 @@ class GatewaySettings(_Group):
     )
     max_headers: int = Field(default=64, ge=1, description="header lines per request; more are answered 431")
     max_header_bytes: int = Field(default=32 * 1024, ge=1024, description="names and values together")
-    max_json_depth: int = Field(default=32, ge=2, description="nesting of a JSON body; deeper ones are answered 422")
+    max_json_depth: int = Field(default=32, ge=2, description="nesting of a JSON body; deeper ones are answered 400")
     cors_origins: tuple[str, ...] = Field(
         default=(), description="origins whose pages may call, as a JSON list; empty: none"
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from services.errors import HttpError
+from services.errors import bad_request
 
 __all__ = ["refuse_deep"]
 
@@ -16,7 +16,7 @@ def refuse_deep(text: bytes, limit: int) -> None:
     """Returns when no value of `text` lies inside of more than `limit` others. Most texts cost a microsecond.
 
     Raises:
-        HttpError: 422, one does.
+        HttpError: 400, one does.
     """
     if text.count(b"[") + text.count(b"{") <= limit:
         return
@@ -25,4 +25,4 @@ def refuse_deep(text: bytes, limit: int) -> None:
     steps = STEPS[codes]
     steps[np.logical_xor.accumulate(codes == QUOTE)] = 0
     if int(np.cumsum(steps, dtype=np.int32).max(initial=0)) > limit:
-        raise HttpError(422, f"the JSON is nested deeper than {limit} levels")
+        raise bad_request(f"the JSON is nested deeper than {limit} levels")

@@ -55,9 +55,9 @@ def check_url(url: str, *, private: bool) -> None:
     if parts.scheme not in ("http", "https") or not host:
         raise _refused(url, "it is not http:// or https:// with a host")
     if parts.username is not None or parts.password is not None:
-        raise _refused(f"{parts.scheme}://...@{host}", "it holds credentials")
+        raise _refused(f"{parts.scheme}://...@{host}", "it holds more than host and path: credentials")
     if parts.query or parts.fragment or any(ord(each) <= 0x20 or ord(each) == 0x7F for each in url) or "\\" in url:  # noqa: PLR2004
-        raise _refused(url.partition("?")[0], "it has a query, a fragment or control characters")
+        raise _refused(url.partition("?")[0], "it holds more than host and path")
     if host.rstrip(".").lower() in NAMES:
         raise _refused(url, "it names a metadata service")
     if ":" in host or host.replace(".", "").isdigit():
