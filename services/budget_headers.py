@@ -5,6 +5,7 @@ limit that meets the caller. What all callers share is told only to the one whom
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from governance.budgets.limits import Limit
 from governance.budgets.port import Answer, Charge
@@ -25,7 +26,7 @@ def rate_headers(charges: Sequence[tuple[Limit, Charge]], answer: Answer) -> Ite
     for index, (limit, charge) in enumerate(charges):
         if limit.scope == "use_case" and index != answer.refused:
             continue
-        policies.append(f'{_name(limit)};q={charge.limit};qu="{UNITS[limit.unit]}"{_window(charge)}')
+        policies.append(_policy(limit, charge.end_ms - charge.start_ms))
         states.append(f"{_name(limit)};r={answer.left[index]}{_reset(charge, answer, index)}")
     if policies:
         yield b"ratelimit-policy", ", ".join(policies).encode()
@@ -37,14 +38,19 @@ def warning_header(limit: Limit, charge: Charge, answer: Answer, left: int) -> b
     return f"{_name(limit)};r={left};q={charge.limit};t={_seconds(charge.end_ms - answer.now_ms)}".encode()
 
 
+@lru_cache(4096)
 def _name(limit: Limit) -> str:
     return f'"{limit.scope}-{limit.unit}"'.replace("_", "-")
 
 
-def _window(charge: Charge) -> str:
-    if charge.kind == "d":
-        return f";w={_seconds(charge.end_ms - charge.start_ms)}"
-    return f";w={-(-charge.limit * charge.amount // SECOND_US)}" if charge.kind == "t" else ""
+@lru_cache(4096)
+def _policy(limit: Limit, day_ms: int) -> str:
+    window = ""
+    if limit.kind == "d":
+        window = f";w={_seconds(day_ms)}"
+    elif limit.kind == "t":
+        window = f";w={-(-limit.most * limit.interval_us // SECOND_US)}"
+    return f'{_name(limit)};q={limit.most};qu="{UNITS[limit.unit]}"{window}'
 
 
 def _reset(charge: Charge, answer: Answer, index: int) -> str:

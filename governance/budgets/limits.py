@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote
 
@@ -77,6 +78,7 @@ def _limits(scope: Scope, use_case: str, written: LimitsSpec, zone: str) -> Iter
         yield Limit(scope, unit, kind, most, interval, use_case, zone)
 
 
+@lru_cache(16_384)
 def key_of(limit: Limit, who: str) -> str:
     """The key under which `who` is counted."""
     return f"{limit.scope}|{limit.use_case}|{quote(who, safe='@')}|{limit.unit}"
@@ -127,10 +129,11 @@ def _who(scope: Scope, caller: Caller, pepper: bytes) -> str | None:
         case "user":
             if caller.method == "anonymous":
                 return None
-            return user_name(caller, pepper)
+            return user_name(caller.tenant, caller.subject, pepper)
 
 
-def user_name(caller: Caller, pepper: bytes) -> str:
+@lru_cache(16_384)
+def user_name(tenant: str, subject: str, pepper: bytes) -> str:
     """The pseudonym under which a user is counted."""
-    text = f"{caller.tenant}\0{caller.subject}".encode()
+    text = f"{tenant}\0{subject}".encode()
     return hashlib.blake2b(text, key=pepper[:64], digest_size=16).hexdigest()

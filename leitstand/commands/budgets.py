@@ -18,7 +18,7 @@ from governance.budgets.pricing import micros
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.settings import Settings, load_settings
-from leitstand.types import Caller, utc_now
+from leitstand.types import utc_now
 
 __all__ = ["app"]
 
@@ -160,7 +160,7 @@ def _places(
         for tenant in tenants:
             plan = plans.of(name, tenant)
             who = {"use_case": "", "tenant": tenant, "total": tenant, "key": key}
-            who["user"] = user_name(Caller(user, tenant), pepper) if user else ""
+            who["user"] = user_name(tenant, user, pepper) if user else ""
             for limit in plan.limits if plan else ():
                 if limit.scope != "use_case" and not who[limit.scope]:
                     continue
