@@ -35,11 +35,12 @@ Kubectl = Callable[[Sequence[str], str], str]
 
 
 def manifests(use_case: UseCase, *, tag: str, version: int, settings: KubernetesSettings, drain_s: float,
-    now: datetime) -> list[dict[str, Any]]:  # fmt: skip
+    now: datetime, environment: str = "local") -> list[dict[str, Any]]:  # fmt: skip
     """The Deployment and the Service of one version.
 
     A pod is ready when the Bento says so. It keeps answering while endpoints are withdrawn (the Bento's own grace
-    period), and gets `drain_s` for requests in flight. It runs as the user that BentoML's images define.
+    period), and gets `drain_s` for requests in flight. It runs as the user that BentoML's images define. The
+    secret that it shares with the gateway comes from `settings.env_secret`; outside `local` it does not start without.
     """
     name = _name(use_case.name, version)
     labels = _labels(use_case.name, version)
@@ -49,6 +50,8 @@ def manifests(use_case: UseCase, *, tag: str, version: int, settings: Kubernetes
         "name": "bento",
         "image": settings.image.format(name=use_case.name, version=version, tag=tag.replace(":", "-")),
         "ports": [{"name": "http", "containerPort": PORT}],
+        "env": [{"name": "LEITSTAND_ENVIRONMENT", "value": environment}],
+        "envFrom": [{"secretRef": {"name": settings.env_secret}}] if settings.env_secret else [],
         "resources": {"requests": {"cpu": settings.cpu, "memory": settings.memory},
                       "limits": {"memory": settings.memory}},
         "startupProbe": _probe("/readyz", periodSeconds=2, failureThreshold=90),
@@ -89,7 +92,7 @@ class KubernetesDeployer:
 
     def __init__(self, settings: Settings, kubectl: Kubectl | None = None) -> None:
         self._chosen = settings.kubernetes
-        self._drain_s = settings.serving.drain_s
+        self._drain_s, self._environment = settings.serving.drain_s, settings.environment
         self._run = kubectl or (lambda arguments, given: run_kubectl(self._chosen.context, arguments, given))
 
     def deploy(self, use_case: UseCase, *, tag: str, version: int) -> Endpoint:
@@ -101,7 +104,8 @@ class KubernetesDeployer:
         there = [endpoint for endpoint in self.all(use_case.name) if endpoint.tag == tag]
         now = there[-1].deployed_at if there else utc_now()
         documents = manifests(
-            use_case, tag=tag, version=version, settings=self._chosen, drain_s=self._drain_s, now=now
+            use_case, tag=tag, version=version, settings=self._chosen, drain_s=self._drain_s, now=now,
+            environment=self._environment,
         )  # fmt: skip
         endpoint = Endpoint.model_validate_json(documents[0]["metadata"]["annotations"]["leitstand/endpoint"])
         self._apply(documents)

@@ -463,6 +463,9 @@ class KubernetesSettings(_Group):
     )
     namespace: str = Field(default="default", min_length=1)
     context: str = Field(default="", description="kubectl's context; empty: the current one")
+    env_secret: str = Field(
+        default="", description="Secret whose entries become the pods' environment, like LEITSTAND_SERVING__TOKEN"
+    )
     replicas: int = Field(default=1, ge=1, description="pods per version")
     cpu: str = Field(default="1", description="requested per pod")
     memory: str = Field(default="1Gi", description="requested and allowed per pod")

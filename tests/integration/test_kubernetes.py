@@ -80,3 +80,13 @@ def test_an_unreachable_cluster_is_worth_trying_again(api: Api) -> None:
     api.server_close()
     with pytest.raises(TransientBackendError):
         deployer().all("support")
+
+
+def test_pods_know_their_environment_and_get_the_gateways_secret() -> None:
+    settings = KubernetesSettings(image="registry.example/{name}:{version}", env_secret="leitstand-bento")
+    found = manifests(
+        use_case(), tag="support:8", version=8, settings=settings, drain_s=20, now=utc_now(), environment="production"
+    )
+    (container,) = found[0]["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "LEITSTAND_ENVIRONMENT", "value": "production"}]
+    assert container["envFrom"] == [{"secretRef": {"name": "leitstand-bento"}}]
