@@ -1,7 +1,7 @@
 """Runs the model-based checks of a chain beside the event loop, each within its deadline."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -29,8 +29,17 @@ class CheckRunner:
         for rule in rules:
             self._checks.setdefault(rule, open_check(rule))
 
-    async def verdicts(self, rules: Sequence[CheckRule], texts: Sequence[str], stage: str) -> list[Verdict]:
-        """What the checks say about the texts; all are asked at once."""
+    async def verdicts(
+        self, rules: Sequence[CheckRule], texts: Sequence[str], stage: str, prompts: Collection[int] = ()
+    ) -> list[Verdict]:
+        """What the checks say about the texts; all are asked at once.
+
+        Args:
+            rules: The checks.
+            texts: All texts of a request, or all answers.
+            stage: ``input`` or ``output``.
+            prompts: Which of the texts are system prompts; these inject nothing.
+        """
         said = await asyncio.gather(*(self._ask(rule, texts) for rule in rules))
         found: list[Verdict] = []
         for rule, scores in zip(rules, said, strict=True):
@@ -40,7 +49,7 @@ class CheckRunner:
             found += [
                 Verdict(stage, rule.called, rule.action, f"check.{rule.called}", 1, index)  # type: ignore[arg-type]
                 for index, score in enumerate(scores)
-                if score >= rule.threshold
+                if score >= rule.threshold and not (rule.model == "injection" and index in prompts)
             ]
         return found
 

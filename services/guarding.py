@@ -1,23 +1,24 @@
 """The pipeline's stages `guard_input` and `guard_output`: what the use case's chain says, done.
 
-Chains are read with the use-case files when the gateway starts; a change needs a restart. A use case without a file or
-without `guards` costs one look-up. One whose file cannot be read is refused: nobody knows its rules.
+A chain is read with the use-case file when routes of the use case appear; a change needs a restart. A use case without a
+file or without `guards` costs one look-up. One whose file cannot be read is refused: nobody knows its rules.
 
 A written answer is guarded as a whole in `guard_output`, or while it is streamed, by what `stream_guard` returns.
 Masked values stay in ``exchange.notes`` and go with the request.
 """
 
 import asyncio
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from governance.guards import Chain, Looked, Request, StreamGuard
 from leitstand.errors import ContentBlocked, LeitstandError, TransientBackendError
 from leitstand.types import Verdict
-from leitstand.usecase import find, load
+from leitstand.usecase import NAME_PATTERN, find, load
 from services.exchange import Exchange
 from services.gateway_metrics import GUARDED, VERDICTS
 from services.guard_checks import CheckRunner
@@ -31,6 +32,7 @@ SOURCES = "sources"
 INLINE_CHARACTERS = 20_000
 NOTE = "guards"
 OK = 200
+T = TypeVar("T")
 
 logger = structlog.get_logger()
 
@@ -56,6 +58,10 @@ class Guards:
         notes = exchange.notes
         return Request(self._texts, tuple(notes.get(SOURCES, ())), tuple(notes.get(PROMPTS, ())))
 
+    def answers(self, texts: Sequence[str], request: Request) -> list[tuple[str, list[Verdict], ContentBlocked | None]]:
+        """What becomes of whole answers."""
+        return [self.chain.check_answer(text, request, self.vault, index) for index, text in enumerate(texts)]
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do about answers."""
@@ -75,8 +81,9 @@ class Guarding:
         self._checks = CheckRunner()
 
     def prepare(self, use_case: str) -> None:
-        """Reads a use case's chain and compiles it, before its first request."""
-        self._read(use_case)
+        """Reads the chain of a use case that has routes and compiles it, before its first request."""
+        if use_case not in self._chains:
+            self._chains[use_case] = self._read(use_case)
 
     async def guard_input(self, exchange: Exchange) -> None:
         """Judges and masks the texts of a request.
@@ -91,11 +98,13 @@ class Guarding:
             return
         exchange.policy_digest = chain.digest
         texts = exchange.payload.texts()
-        looked = await _look(chain, texts)
+        prompts = exchange.notes.get(PROMPTS, ())
+        looked = await _look(chain, texts, prompts)
         exchange.notes[NOTE] = Guards(chain, texts, looked)
         checked: list[Verdict] = []
         if looked.blocked is None and chain.input_checks:
-            checked = await self._checks.verdicts(chain.input_checks, looked.texts, "input")
+            own = frozenset(index for index, text in enumerate(texts) if text in prompts)
+            checked = await self._checks.verdicts(chain.input_checks, looked.texts, "input", own)
         _record(exchange, [*looked.verdicts, *checked])
         if looked.blocked is not None:
             raise looked.blocked
@@ -118,7 +127,7 @@ class Guarding:
         if not texts:
             return
         request = guards.request(exchange)
-        said = [guards.chain.check_answer(text, request, guards.vault, index) for index, text in enumerate(texts)]
+        said = await _beside(texts, lambda: guards.answers(texts, request))
         verdicts = [verdict for _, some, _ in said for verdict in some]
         refused = next((blocked for _, _, blocked in said if blocked is not None), None)
         checked: list[Verdict] = []
@@ -137,28 +146,27 @@ class Guarding:
         self._checks.close()
 
     def _chain(self, use_case: str) -> Chain | None:
-        if use_case not in self._chains:
-            self._read(use_case)
-        chain = self._chains[use_case]
+        chain = self._chains[use_case] if use_case in self._chains else self._read(use_case)
         if isinstance(chain, LeitstandError):
             raise TransientBackendError(
                 f"The guards of '{use_case}' cannot be read, so nothing passes", hint="see the gateway's log"
             ) from chain
         return chain
 
-    def _read(self, use_case: str) -> None:
-        self._chains[use_case] = None
-        if not (self._usecases / use_case / "usecase.yaml").is_file():
-            return
+    def _read(self, use_case: str) -> Chain | LeitstandError | None:
+        """A use case without routes is read every time: its name may be anything, so it is not remembered."""
+        if not re.fullmatch(NAME_PATTERN, use_case) or not (self._usecases / use_case / "usecase.yaml").is_file():
+            return None
         try:
             spec = load(find(use_case, self._usecases)).guards
-            if spec.input or spec.output:
-                chain = Chain(spec)
-                self._checks.prepare([*chain.input_checks, *chain.output_checks])
-                self._chains[use_case] = chain
+            if not spec.input and not spec.output:
+                return None
+            chain = Chain(spec)
+            self._checks.prepare([*chain.input_checks, *chain.output_checks])
         except LeitstandError as error:
             logger.error("Guards cannot be read; the use case is refused", use_case=use_case, cause=error.message[:500])
-            self._chains[use_case] = error
+            return error
+        return chain
 
 
 class GuardedStream:
@@ -205,11 +213,13 @@ def stream_guard(exchange: Exchange, index: int = 0) -> GuardedStream | None:
     return GuardedStream(exchange, guards.chain.answer_guard(guards.request(exchange), guards.vault, index))
 
 
-async def _look(chain: Chain, texts: Sequence[str]) -> Looked:
+async def _look(chain: Chain, texts: Sequence[str], prompts: Sequence[str]) -> Looked:
+    return await _beside(texts, lambda: chain.check_input(texts, prompts))
+
+
+async def _beside(texts: Sequence[str], work: Callable[[], T]) -> T:
     """Long texts are looked at in a thread, so that others need not wait."""
-    if sum(map(len, texts)) > INLINE_CHARACTERS:
-        return await asyncio.to_thread(chain.check_input, texts)
-    return chain.check_input(texts)
+    return await asyncio.to_thread(work) if sum(map(len, texts)) > INLINE_CHARACTERS else work()
 
 
 def _record(exchange: Exchange, verdicts: list[Verdict], *, answers: bool = False) -> None:
@@ -229,9 +239,10 @@ def _record(exchange: Exchange, verdicts: list[Verdict], *, answers: bool = Fals
 
 
 def _refuse(verdicts: Sequence[Verdict], what: str) -> None:
-    reasons = [verdict.reason for verdict in verdicts if verdict.action == "block"]
-    if reasons:
+    blocking = [verdict for verdict in verdicts if verdict.action == "block"]
+    if blocking:
+        reasons = [verdict.reason for verdict in blocking]
         raise ContentBlocked(
-            f"{what}[{verdicts[0].index}] is not let through: {', '.join(reasons)}", reasons=reasons,
+            f"{what}[{blocking[0].index}] is not let through: {', '.join(reasons)}", reasons=reasons,
             hint="write it in other words, or ask the owner of the use case",
         )  # fmt: skip

@@ -5,7 +5,7 @@ replaced in one pass from left to right. Model-based checks are not run here (`g
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from governance.guards.detectors import Hit, Scan
@@ -64,13 +64,20 @@ class Chain:
         """Whether an answer must be guarded although no token has to be restored."""
         return bool(self.spec.output)
 
-    def check_input(self, texts: Sequence[str]) -> Looked:
-        """Applies the input rules to all texts of a request."""
+    def check_input(self, texts: Sequence[str], prompts: Collection[str] = ()) -> Looked:
+        """Applies the input rules to all texts of a request.
+
+        Args:
+            texts: What the caller sent.
+            prompts: Those of them that are system prompts: they may tell a model what to do.
+        """
         normals = [normalise(text) for text in texts]
         verdicts: list[Verdict] = []
         for rule in self.spec.input:
             for index, normal in enumerate(normals):
                 if isinstance(rule, specs.CheckRule) or rule.action == "mask":
+                    continue
+                if isinstance(rule, specs.InjectionRule) and normal.raw in prompts:
                     continue
                 found = self._judge(rule, normal)
                 verdicts += _verdicts(rule, found, index)

@@ -31,7 +31,7 @@ INJECTION = {
         rf"(?:abweichend|entgegen) (?:zu|von|den|der){GAP} {ORDERS}",
         r"(?:new|neue|weitere|andere) (?:tasks?|instructions?|anweisungen|aufgaben?|instruktionen) (?:follow|folgen?)",
         rf"(?:leave|put|remove|lassen sie|lass|lasse){GAP} {PREVIOUS}{GAP} {ORDERS}{GAP} (?:behind|aside|out of|hinter|beiseite)",
-        r"(?:zaboravi|oublie[sz]?|olvid[ea]|ignora|dimentica|vergeet) (?:sve|tout(?:es)?|tod[oa]s?|tutt[oei]|alle[s]?)",
+        r"(?:zaboravi|oublie[sz]?|olvid[ea]|ignor[a]|dimentica|vergeet) (?:sve|tout(?:es)?|tod[oa]s?|tutt[oei]|alle[s]?)",
         rf"{DROP} (?:the )?(?:above|foregoing|obige[nrs]?)|disregarding (?:the|all|any) ",
         r"(?:abandon|erase|delete|clear) all (?:of )?your (?:thoughts|memory|memories|previous)",
         rf"(?:all[e]?|your) (?:vorherigen|bisherigen|previous|prior) (?:informationen|information|angaben){GAP} (?:irrelevant|nicht|not|ungultig)",
