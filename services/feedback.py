@@ -97,7 +97,7 @@ def _count(answer: RecentAnswer, feedback: Feedback) -> None:
     else:
         return
     if feedback.index not in answer.judged:
-        answer.judged.add(feedback.index)
+        answer.judged |= {feedback.index}
         JUDGED.labels(answer.use_case, str(answer.version), answer.route, "right" if right else "wrong").inc()
 
 

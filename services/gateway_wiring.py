@@ -70,6 +70,9 @@ class Gateway:
     job_settings: JobSettings = field(default_factory=JobSettings)
 
 
+UNKNOWN = ResilienceSpec()
+
+
 def wire(settings: Settings, policies: Policies | None = None, *, authenticate: Policy | None = None) -> Gateway:
     """Builds the gateway that the settings describe.
 
@@ -82,14 +85,19 @@ def wire(settings: Settings, policies: Policies | None = None, *, authenticate: 
         ConfigurationError: A store's address cannot be understood, or strangers could use the gateway.
     """
     chosen = settings.gateway
-    specs = functools.cache(lambda use_case: _resilience(settings, use_case))
+    read = functools.cache(lambda use_case: _resilience(settings, use_case))
     guarding = Guarding(settings.usecases)
     audits = audit_specs(settings)
     routes = RouteWatch(
         open_route_store(settings),
         chosen.refresh_s,
-        prepare=lambda use_case: (specs(use_case), guarding.prepare(use_case), audits(use_case)),
+        prepare=lambda use_case: (read(use_case), guarding.prepare(use_case), audits(use_case)),
     )
+
+    def specs(use_case: str) -> ResilienceSpec:
+        """Names come from clients: only those with routes are looked up and remembered."""
+        return read(use_case) if routes.table(use_case) is not None else UNKNOWN
+
     token = settings.serving.token.get_secret_value() if settings.serving.token else ""
     upstreams = Upstreams(
         connect_s=chosen.connect_s, vectors=chosen.log_vectors,

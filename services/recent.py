@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["RecentAnswer", "RecentRequests"]
 
@@ -25,7 +25,7 @@ class RecentAnswer:
     version: int = 0
     route: str = ""
     labels: Sequence[str] = ()
-    judged: set[int] = field(default_factory=set)
+    judged: frozenset[int] = frozenset()
 
 
 class RecentRequests:
