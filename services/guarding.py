@@ -1,7 +1,7 @@
 """The pipeline's stages `guard_input` and `guard_output`: what the use case's chain says, done.
 
-A chain is read with the use-case file when routes of the use case appear; a change needs a restart. A use case without a
-file or without `guards` costs one look-up. One whose file cannot be read is refused: nobody knows its rules.
+A chain is read with the use-case file when routes of the use case appear; a change needs a restart. A use case without
+a file or without `guards` costs one look-up. One whose file cannot be read is refused: nobody knows its rules.
 
 A written answer is guarded as a whole in `guard_output`, or while it is streamed, by what `stream_guard` returns.
 Masked values stay in ``exchange.notes`` and go with the request.
