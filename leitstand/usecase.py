@@ -6,6 +6,7 @@ Nothing here reads data sets or loads models.
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
+FOLDER_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
 class Expectations(Spec):
@@ -482,6 +484,9 @@ def find(name: str, root: Path) -> Path:
     Raises:
         NotFoundError: There is none; the message lists those there are.
     """
+    if not re.fullmatch(FOLDER_PATTERN, name):  # it comes from requests, too: no other folder, no long search
+        known = ", ".join(names(root)) or "none"
+        raise NotFoundError(f"No use case '{name[:64]}' in {root}", hint=f"there are: {known}")
     path = root / name / "usecase.yaml"
     if not path.is_file():
         known = names(root)

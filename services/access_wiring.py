@@ -6,13 +6,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import structlog
 
 from governance.access.dev_issuer import dev_rules, has_dev_issuer, open_dev_keys
 from governance.access.issuer_keys import Fetch, IssuerKeys
 from governance.access.key_ring import KeyRing
 from governance.access.opening import open_api_keys
 from governance.access.tokens import TokenRules, TokenVerifier
-from leitstand.errors import ConfigurationError, LeitstandError, NotFoundError, TransientBackendError
+from leitstand.errors import (
+    ConfigurationError,
+    LeitstandError,
+    NotFoundError,
+    PermanentBackendError,
+    TransientBackendError,
+)  # fmt: skip
 from leitstand.settings import Settings
 from leitstand.specs.access import AccessSpec
 from leitstand.usecase import find, load
@@ -20,6 +27,8 @@ from services.authentication import Access, Authenticator, Issuer, OpenAccess
 from services.tls import client_context
 
 __all__ = ["http_fetch", "is_loopback", "is_required", "open_access"]
+
+logger = structlog.get_logger()
 
 FETCH_S = 3.0
 MAX_DOCUMENT = 512 * 1024
@@ -130,7 +139,13 @@ def _spec(settings: Settings, use_case: str) -> AccessSpec:
         path = find(use_case, settings.usecases)
     except NotFoundError:
         return AccessSpec()
-    return load(path).access
+    try:
+        return load(path).access
+    except LeitstandError as error:
+        logger.error("The use-case file cannot be read, so nobody is let in", use_case=use_case, cause=error.message)
+        raise PermanentBackendError(
+            f"The policy of '{use_case}' cannot be read", hint="see the gateway's log"
+        ) from error
 
 
 def _has_keys(settings: Settings) -> bool:

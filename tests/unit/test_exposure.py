@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from governance.access.api_keys import mint
 from governance.access.dev_issuer import issue, open_dev_keys
 from governance.access.opening import open_api_keys
-from leitstand.errors import AuthenticationFailed, ConfigurationError
+from leitstand.errors import AuthenticationFailed, ConfigurationError, NotFoundError, PermanentBackendError
 from leitstand.settings import AccessSettings, GatewaySettings, Settings, TlsSettings
-from leitstand.types import utc_now
+from leitstand.types import Caller, utc_now
+from leitstand.usecase import find
 from services.access_wiring import is_loopback, is_required, open_access
 from services.authentication import Authenticator, OpenAccess
 
@@ -101,3 +102,27 @@ async def test_a_token_of_this_machine_opens_nothing_elsewhere(tmp_path: Path) -
     there = open_access(settings(tmp_path, environment="production"))
     with pytest.raises(AuthenticationFailed, match="not accepted here"):
         await there.identify(headers)
+
+
+async def test_a_broken_use_case_file_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "support").mkdir()
+    (tmp_path / "support" / "usecase.yaml").write_text("access: [")
+    access = open_access(
+        settings(
+            tmp_path,
+            access=AccessSettings(mode="required", issuer="https://idp.example", audience="a"),
+            usecases=tmp_path,
+        )
+    )
+    with pytest.raises(PermanentBackendError, match="policy of 'support'"):
+        access.permit(Caller(scopes=frozenset({"support:predict"})), "support", "predict")
+    access.permit(Caller(scopes=frozenset({"other:predict"})), "other", "predict")
+
+
+@pytest.mark.parametrize("name", ["../support", "/etc", "..", ".", "a/b", "", "a\0b", "x" * 70, "a\n"])
+def test_a_use_case_is_looked_for_in_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    (tmp_path / "support").mkdir()
+    (tmp_path / "support" / "usecase.yaml").write_text("{}")
+    with pytest.raises(NotFoundError, match="No use case") as caught:
+        find(name, tmp_path / "support" / ".." / "usecases")
+    assert len(caught.value.message) < 400
