@@ -42,6 +42,8 @@ async def test_a_job_ends_with_its_last_chunk_and_keeps_one_answer_per_text_in_o
     assert status and status.ended and (status.texts_done, status.texts, status.attempts) == (5, 5, 1)
     assert await bench.queue.results(job) == answers(["a", "b", "c", "d", "e"])
     assert await bench.queue.take("w", (), EXPIRED_S) is None
+    stats = await bench.queue.stats()
+    assert (stats.waiting, stats.running, stats.oldest_s) == ({"support": 0}, {"support": 0}, 0)
 
 
 async def test_nothing_waits_in_an_empty_queue(bench: Bench) -> None:
@@ -116,6 +118,16 @@ async def test_saying_again_what_ended_a_job_is_answered_the_same(bench: Bench) 
     assert await bench.queue.checkpoint(taken, 0, [{"label": "other"}]) == "done"
     assert await bench.queue.results(job) == answers(["a"])
     assert [event.state for event in await bench.queue.events(job)] == ["queued", "running", "done"]
+
+
+async def test_a_chunk_that_is_said_twice_counts_once_and_keeps_its_first_answer(bench: Bench) -> None:
+    job = await bench.add("a", "b", "c")
+    taken = await bench.take()
+    assert await bench.queue.checkpoint(taken, 0, answers(["a", "b"])) == "running"
+    assert await bench.queue.checkpoint(taken, 0, answers(["x", "y"])) == "running"
+    status = await bench.queue.status(job)
+    assert status and status.texts_done == 2
+    assert await bench.queue.results(job) == answers(["a", "b"])
 
 
 async def test_a_heartbeat_keeps_the_job(bench: Bench) -> None:
