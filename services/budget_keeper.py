@@ -1,9 +1,9 @@
 """The leases of one gateway's holds, and the bookings that its store could not take yet.
 
-Every third of a lease the holds of long requests are renewed, bookings are tried again, and what crashed gateways
-left is reconciled: their holds are booked in full, because nobody knows what an unfinished request used, and a
-budget that is given back on a crash is one that crashes can overspend. A gateway that only lost its store, and
-settles within a day, gets the difference back.
+Every third of a lease, and when the store answers again, the holds of long requests are renewed, bookings are
+tried again, and what crashed gateways left is reconciled: their holds are booked in full, because nobody knows
+what an unfinished request used, and a budget that is given back on a crash is one that crashes can overspend. A
+gateway that only lost its store, and settles within a day, gets the difference back.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from time import monotonic
 import structlog
 
 from governance.budgets.port import BudgetStore, Charge
-from leitstand.errors import BackendError, IntegrityError
+from leitstand.errors import BackendError, IntegrityError, TransientBackendError
 from services.gateway_metrics import BUDGET_EXPIRED, BUDGET_STORE_UP, BUDGET_UNSETTLED
 
 __all__ = ["UNAVAILABLE", "Keeper"]
@@ -22,6 +22,7 @@ __all__ = ["UNAVAILABLE", "Keeper"]
 UNAVAILABLE = (BackendError, IntegrityError)
 MOST_UNSETTLED = 100_000
 AT_ONCE = 100
+TRY_EVERY_S = 0.25
 
 logger = structlog.get_logger()
 Booking = tuple[str, Sequence[int], Sequence[Charge]]
@@ -42,17 +43,18 @@ class Keeper:
         self._unsettled: dict[str, Booking] = {}
         self._bookings: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self._up = True
+        self._up, self._try_at = True, 0.0
+        self._wake = asyncio.Event()
 
     def begin(self, hold: str) -> None:
         """Renews the hold from now on."""
         self._held[hold] = monotonic()
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep(), name="budget-keeper")
+        self._start()
 
     def end(self, hold: str, used: Sequence[int], late: Sequence[Charge] = ()) -> "asyncio.Task[None]":
         """Books what was used; the task is done when that is done, or put off until the store answers."""
         self._held.pop(hold, None)
+        self._start()
         task = asyncio.create_task(self._book((hold, used, late)))
         self._bookings.add(task)
         task.add_done_callback(self._bookings.discard)
@@ -69,6 +71,16 @@ class Keeper:
             await self._catch_up()
         await self._store.close()
 
+    def may_ask(self) -> bool:
+        """False while the store is down, but for one request now and then: the others need not wait for a time-out."""
+        if self._up:
+            return True
+        now = monotonic()
+        if now < self._try_at:
+            return False
+        self._try_at = now + TRY_EVERY_S
+        return True
+
     def answered(self, error: BaseException | None = None) -> None:
         """Says in the log and the metrics whether the store answers."""
         if error is not None and self._up:
@@ -76,11 +88,19 @@ class Keeper:
         elif error is None and not self._up:
             logger.info("The store of budgets answers again")
         if self._up != (error is None):
-            self._up = error is None
+            self._up, self._try_at = error is None, monotonic() + TRY_EVERY_S
+            if self._up:
+                self._wake.set()
             BUDGET_STORE_UP.set(self._up)
+
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep(), name="budget-keeper")
 
     async def _book(self, booking: Booking) -> None:
         try:
+            if not self._up:
+                raise TransientBackendError("The store of budgets did not answer a moment ago")
             await self._store.settle(*booking)
         except UNAVAILABLE as error:
             self.answered(error)
@@ -90,7 +110,9 @@ class Keeper:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(self.lease_ms / 3000)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.lease_ms / 3000)
+            self._wake.clear()
             try:
                 await self._renew()
                 await self._catch_up()
@@ -112,5 +134,6 @@ class Keeper:
     async def _catch_up(self) -> None:
         for hold, booking in list(self._unsettled.items()):
             await self._store.settle(*booking)
+            self.answered()
             del self._unsettled[hold]
             BUDGET_UNSETTLED.set(len(self._unsettled))

@@ -157,7 +157,10 @@ class Budgeting:
             held.limits, held.charges = [limit for limit, _ in charges], [charge for _, charge in charges]
             if not charges:
                 return charges, answer
+            if not self._keeper.may_ask():
+                raise TransientBackendError("The store of budgets did not answer a moment ago")
             answer = await self._store.hold(held.hold, held.charges, self._keeper.lease_ms)
+            self._keeper.answered()
             self._ahead_ms = answer.now_ms - int(time() * 1000)
             if answer.state != "other day":
                 return charges, answer

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from leitstand.errors import TransientBackendError
+
 __all__ = ["Batcher"]
 
 MOST = 64  # calls per batch: a store works on one batch without interruption
@@ -17,7 +19,8 @@ class Batcher:
     """Hands calls to `execute` in the order they came, several at once when they wait.
 
     Args:
-        execute: Takes calls and returns one result each, in order, or raises for all of them.
+        execute: Takes calls and returns one result each, in order, or raises for all of them; a
+            `TransientBackendError` is also raised for those that wait.
     """
 
     def __init__(self, execute: Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]) -> None:
@@ -52,6 +55,9 @@ class Batcher:
         try:
             results = await self._execute([call for call, _ in batch])
         except BaseException as error:
+            if isinstance(error, TransientBackendError):  # what waits would only wait for the next time-out
+                batch += self._waiting
+                self._waiting.clear()
             for _, result in batch:
                 if not result.done():
                     result.set_exception(error)

@@ -40,7 +40,7 @@ class RedisBudgetStore:
             self._client: Any = redis.asyncio.Redis.from_url(
                 uri, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, max_connections=4,
                 # A connection that a restarted server closed is noticed when it is used. Every call may be repeated.
-                retry=Retry(NoBackoff(), 1), retry_on_error=[exceptions.ConnectionError],
+                retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
             )  # fmt: skip
         except ValueError as error:
             raise ConfigurationError(

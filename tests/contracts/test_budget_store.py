@@ -10,6 +10,7 @@ import pytest
 
 from governance.budgets.opening import open_budget_store
 from governance.budgets.port import Answer, BudgetChange, BudgetStore, Level
+from governance.budgets.redis import RedisBudgetStore
 from governance.budgets.sqlite import SqliteBudgetStore
 from leitstand.errors import ConfigurationError, IntegrityError, PermanentBackendError, TransientBackendError
 from leitstand.settings import BudgetSettings, Settings
@@ -311,6 +312,21 @@ async def test_a_missing_redis_is_transient_and_names_the_place(tmp_path: Path) 
         await store.hold("a", [places(1)], LEASE_MS)
     assert f"127.0.0.1:{closed}" in str(caught.value) and "hunter2" not in str(caught.value)
     await store.close()
+
+
+async def test_a_redis_that_hangs_fails_all_that_wait_for_it_together() -> None:
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(swallow, "127.0.0.1", 0) as server:
+        store = RedisBudgetStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", timeout_s=0.1)
+        holds = (store.hold(f"h{number}", [places(1)], LEASE_MS) for number in range(500))
+        errors = await asyncio.gather(*holds, return_exceptions=True)
+        assert {type(error) for error in errors} == {TransientBackendError}
+        assert len({id(error) for error in errors}) == 1  # one time-out for all
+        await store.close()
 
 
 async def test_a_damaged_file_and_an_impossible_place_are_told_apart(tmp_path: Path) -> None:
