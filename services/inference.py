@@ -2,11 +2,9 @@
 
     authenticate → admit → guard_input → route → call → guard_output → settle → audit → log
 
-`services.policies` holds the stages that decide; *route*, *call* and *log* are here. Who fails costs the caller
-nothing while somebody can step in: a canary gets half of the time left and stable the rest, of which a part is kept
-for the table's fallback, where there is one. A failure is counted for the one who failed. Each upstream is
-called behind its gate (`services.gates`, `services.protected_calls`). Shadow calls are made after the answer is ready,
-and are never returned.
+`services.policies` holds the stages that decide; *route* and *log* are here, *call* is in `services.calling`: whoever
+fails costs the caller nothing while somebody can step in. Shadow calls (`services.shadows`) are made after the answer
+is ready, and are never returned.
 
 A policy that sets ``exchange.notes["fallback"]`` to a reason sends the request to the fallback at once; where there is
 none, the error in ``exchange.notes["refusal"]`` is raised.
@@ -18,45 +16,37 @@ from contextlib import aclosing
 from dataclasses import replace
 from time import perf_counter
 
-from leitstand.errors import ContentBlocked, NotFoundError, PermanentBackendError, PolicyDenied, TransientBackendError
+from leitstand.errors import ContentBlocked, NotFoundError, TransientBackendError
 from leitstand.specs.resilience import ResilienceSpec
 from leitstand.types import RouteTable, Target, utc_now
-from services import protected_calls
 from services.breakers import REFUSED
+from services.calling import Calling, only_fallback
 from services.chat_payload import ChatPayload
-from services.deadlines import DeadlineExceeded, shorten, time_left
+from services.deadlines import shorten
 from services.exchange import NOTHING, Exchange
 from services.gates import Gates
 from services.gateway_metrics import (
     FAILURES,
-    FALLBACK_ANSWERS,
-    FALLBACKS,
     IN_FLIGHT,
     LATENCY,
     OVERHEAD,
     REQUESTS,
-    SHADOWS,
     STREAMS,
-    TOO_SHORT,
 )
 from services.openai_codec import Piece
 from services.policies import Policies
 from services.recording import Answered, Recorder
 from services.route_watch import RouteWatch
-from services.routing import Choice, Route, choose, insist
+from services.routing import Choice, choose, insist
 from services.scheduling import Overloaded
+from services.shadows import Shadows
 from services.shedding import Shedder
 from services.streaming import StreamedAnswer
-from services.upstream_codec import decode_answer
-from services.upstreams import Offer, Reply, UpstreamFailed, Upstreams
+from services.upstreams import Reply, UpstreamFailed, Upstreams
 
 __all__ = ["Inference"]
 
 OK = 200
-SERVER_ERROR, BAD_GATEWAY, BUSY, TOO_SLOW = 500, 502, 503, 504
-CANARY_SHARE = 0.5
-SHADOW_DEADLINE_S, CHAT_SHADOW_DEADLINE_S = 5.0, 60.0
-FALLBACK = b"x-leitstand-fallback"
 STANDARD = ResilienceSpec()
 
 
@@ -92,9 +82,9 @@ class Inference:
         self.routes.changed = lambda table: self.gates.keep(table.use_case, table.targets())
         self._shedder = Shedder(max_in_flight)
         self._max_in_flight = max_in_flight
-        self._max_shadows = max_shadows
         self._in_flight = 0
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._calling = Calling(self.gates, upstreams)
+        self._shadows = Shadows(self.gates, self._calling, self._log, max_shadows)
 
     async def run(self, exchange: Exchange) -> Reply:
         """Takes the exchange through every stage and returns the answer, whatever its status below 500.
@@ -125,7 +115,7 @@ class Inference:
         if reply.status == OK:
             self._log(exchange, reply)
             if choice.shadow is not None and exchange.route != "fallback":
-                self._start_shadow(exchange, choice.shadow)
+                self._shadows.start(exchange, choice.shadow)
         return reply
 
     async def stream(self, exchange: Exchange, *, buffered: bool = False) -> AsyncIterator[Piece]:
@@ -174,7 +164,7 @@ class Inference:
         assert reply is not None  # noqa: S101 -- `end` sets it
         self._log(exchange, reply)
         if choice.shadow is not None and exchange.route != "fallback" and isinstance(exchange.payload, ChatPayload):
-            self._start_shadow(replace(exchange, payload=exchange.payload.unstreamed()), choice.shadow)
+            self._shadows.start(replace(exchange, payload=exchange.payload.unstreamed()), choice.shadow)
 
     def _begin(self, exchange: Exchange, *, buffered: bool) -> StreamedAnswer | None:
         reply = exchange.reply
@@ -222,9 +212,7 @@ class Inference:
 
     async def close(self) -> None:
         """Gives up the shadow calls that still run."""
-        for task in self._shadows:
-            task.cancel()
-        await asyncio.gather(*self._shadows, return_exceptions=True)
+        await self._shadows.close()
 
     async def _decide(self, exchange: Exchange) -> Choice:
         policies = self._policies
@@ -233,7 +221,7 @@ class Inference:
         await policies.admit(exchange)
         await policies.guard_input(exchange)
         choice = self._route(exchange)
-        await self._call(exchange, choice)
+        await self._calling.answer(exchange, choice)
         if exchange.reply is None or exchange.reply.stream is None:  # a stream is guarded while it is written
             await policies.guard_output(exchange)
         return choice
@@ -289,83 +277,7 @@ class Inference:
                 raise NotFoundError(f"Version {version} of '{exchange.use_case}' is not routed to")
         if "fallback" not in exchange.notes:
             return choice
-        return _only_fallback(exchange, choice)
-
-    async def _call(self, exchange: Exchange, choice: Choice) -> None:
-        """Asks one after the other until somebody answers."""
-        if choice.stand_in is None and choice.fallback is None:
-            await self._ask(exchange, choice.route, choice.target, time_left(exchange), alone=True)
-            return
-        failure: UpstreamFailed | None = None
-        for route, target, share in self._steps(choice, exchange.use_case):
-            try:
-                left = time_left(exchange)
-                await self._ask(exchange, route, target, left * share, alone=share == 1)
-                break
-            except DeadlineExceeded as error:
-                raise failure or error from failure
-            except UpstreamFailed as error:
-                if route == "fallback":
-                    raise failure or error from error
-                failure = error
-                if route == "canary":
-                    FALLBACKS.labels(exchange.use_case).inc()
-        else:
-            assert failure is not None  # noqa: S101 -- there is at least one step
-            raise failure
-        if exchange.route == "fallback" and failure is not None:
-            _say_fallback(exchange, failure.reason)
-
-    def _steps(self, choice: Choice, use_case: str) -> list[tuple[Route, Target, float]]:
-        """Who is asked, in order, and for which share of the time that is left then."""
-        last: Route = choice.route
-        steps: list[tuple[Route, Target, float]] = []
-        if choice.stand_in is not None:
-            steps.append((choice.route, choice.target, CANARY_SHARE))
-            last = "stable"
-        target = choice.stand_in or choice.target
-        if choice.fallback is None or choice.fallback == target:
-            return [*steps, (last, target, 1.0)]
-        kept = self.gates.spec(use_case).keep_for_fallback
-        return [*steps, (last, target, 1 - kept), ("fallback", choice.fallback, 1.0)]
-
-    async def _ask(self, exchange: Exchange, route: Route, target: Target, timeout_s: float, *, alone: bool) -> None:
-        """Sets the exchange's reply, or counts the failure and raises it."""
-        exchange.route, exchange.version, exchange.reply = route, target.version, None
-        gate = self.gates.of(exchange.use_case, target)
-
-        async def attempt(left_s: float) -> Reply:
-            reply, offer = await self._send(exchange, target, left_s)
-            _refuse_errors(target, reply)
-            exchange.take(reply)
-            if reply.status == OK and exchange.payload.asks_for_outputs:
-                exchange.version = _check(exchange, target)
-                exchange.labels = offer.labels
-            return reply
-
-        start = perf_counter()
-        try:
-            reply = await protected_calls.call(gate, attempt, timeout_s, use_case=exchange.use_case, alone=alone)
-            if reply is not exchange.reply:  # of two calls for one request, the other was later read as well
-                exchange.take(reply)
-        except UpstreamFailed as error:
-            exchange.reply = None
-            who = (exchange.use_case, str(target.version), route)
-            if error.reason == "timeout" and not gate.is_evidence(error, timeout_s):
-                TOO_SHORT.labels(*who).inc()
-            else:
-                FAILURES.labels(*who, error.reason).inc()
-            raise
-        finally:
-            exchange.upstream_s += perf_counter() - start
-
-    async def _send(self, exchange: Exchange, target: Target, timeout_s: float) -> tuple[Reply, Offer]:
-        payload, offer, start = exchange.payload, Offer(), perf_counter()
-        if payload.asks_for_outputs:
-            offer = await self._upstreams.describe(target, exchange.use_case, timeout_s / 4)
-            timeout_s -= perf_counter() - start
-        body, headers = payload.request(offer.outputs)
-        return await self._upstreams.call(target, exchange.path, body, headers, timeout_s), offer
+        return only_fallback(exchange, choice)
 
     def _log(self, exchange: Exchange, reply: Reply, *, version: int = 0, route: str = "", ms: float = -1) -> None:
         self._recorder.add(
@@ -375,93 +287,3 @@ class Inference:
                 reply=reply, at=utc_now(), latency_ms=ms if ms >= 0 else (perf_counter() - exchange.arrived) * 1000,
             )
         )  # fmt: skip
-
-    def _start_shadow(self, exchange: Exchange, target: Target) -> None:
-        if len(self._shadows) >= self._max_shadows:
-            SHADOWS.labels(exchange.use_case, str(target.version), "skipped").inc()
-            return
-        task = asyncio.create_task(self._shadow(exchange, target))
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
-
-    async def _shadow(self, exchange: Exchange, target: Target) -> None:
-        """Asks the shadow what was answered already, compares the labels, and logs its rows."""
-        outcome, start = "failed", perf_counter()
-
-        async def attempt(left_s: float) -> Reply:
-            reply, _ = await self._send(exchange, target, left_s)
-            _refuse_errors(target, reply)
-            return reply
-
-        try:
-            gate = self.gates.of(exchange.use_case, target)
-            patience_s = CHAT_SHADOW_DEADLINE_S if target.kind == "openai" else SHADOW_DEADLINE_S
-            reply = await protected_calls.call(gate, attempt, patience_s, use_case=exchange.use_case, alone=False)
-            if reply.status == OK:
-                same, version = _compared(exchange, reply)
-                outcome = "agree" if same else "disagree"
-                elapsed = perf_counter() - start
-                LATENCY.labels(exchange.use_case, str(target.version), "shadow").observe(elapsed)
-                self._log(exchange, reply, version=version or target.version, route="shadow", ms=elapsed * 1000)
-        except UpstreamFailed as error:
-            FAILURES.labels(exchange.use_case, str(target.version), "shadow", error.reason).inc()
-        except PermanentBackendError:
-            FAILURES.labels(exchange.use_case, str(target.version), "shadow", "garbled").inc()
-        SHADOWS.labels(exchange.use_case, str(target.version), outcome).inc()
-
-
-def _compared(exchange: Exchange, reply: Reply) -> tuple[bool, int]:
-    """Whether the shadow's answer is the one that was given, and its version, when it says; of chats, the same text."""
-    if reply.completion is not None:
-        given = exchange.reply.completion if exchange.reply is not None else None
-        return given is not None and given.text == reply.completion.text, 0
-    answer = decode_answer(reply.body, reply.head_bytes)
-    return answer.labels == exchange.predictions().labels, answer.version
-
-
-def _only_fallback(exchange: Exchange, choice: Choice) -> Choice:
-    """The route of a request that a policy sends to the fallback."""
-    target = choice.target if choice.route == "fallback" else choice.fallback
-    if target is None:
-        refusal = exchange.notes.get("refusal")
-        if isinstance(refusal, Exception):
-            raise refusal
-        raise PolicyDenied(
-            f"'{exchange.use_case}' may only be answered by its fallback ({exchange.notes['fallback']}), and has none",
-            hint="name one with `leitstand routes set ... --fallback VERSION=URL`",
-        )
-    _say_fallback(exchange, str(exchange.notes["fallback"]))
-    return Choice("fallback", target)
-
-
-def _say_fallback(exchange: Exchange, reason: str) -> None:
-    exchange.response_headers.append((FALLBACK, reason[:64].encode("latin-1", "replace")))
-    FALLBACK_ANSWERS.labels(exchange.use_case, reason[:64]).inc()
-
-
-def _refuse_errors(target: Target, reply: Reply) -> None:
-    status = reply.status
-    if status < SERVER_ERROR:
-        return
-    if status == BUSY:
-        alive, wait = reply.retry_after is not None, _seconds(reply.retry_after)
-        raise UpstreamFailed(f"{target.url} is busy", "busy", retry_after_s=wait, repeatable=not alive, alive=alive)
-    if status == TOO_SLOW:
-        raise UpstreamFailed(f"{target.url} gave up: the deadline passed", "timeout")
-    raise UpstreamFailed(f"{target.url} answered {status}", "error", repeatable=status == BAD_GATEWAY)
-
-
-def _check(exchange: Exchange, target: Target) -> int:
-    """The version that answered; an answer that does not fit the request counts as none."""
-    try:
-        predictions = exchange.predictions()
-    except PermanentBackendError as error:
-        raise UpstreamFailed(f"{target.url}: {error.message}", "garbled") from error
-    asked = len(exchange.payload.texts())
-    if not asked == len(predictions.labels) == len(predictions.scores) == len(predictions.abstain):
-        raise UpstreamFailed(f"{target.url} answered {len(predictions.labels)} of {asked} texts", "garbled")
-    return predictions.version or target.version
-
-
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdigit() else 1.0

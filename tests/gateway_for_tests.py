@@ -84,7 +84,7 @@ class Bench:
 
     async def settled(self) -> None:
         """Returns when the shadow calls are done."""
-        await asyncio.gather(*self.inference._shadows)
+        await self.inference._shadows.settled()
 
     def rows(self) -> list:
         """The rows that were logged; ends the recorder."""
