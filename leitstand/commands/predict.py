@@ -36,7 +36,7 @@ def predict(
     name: str = typer.Argument(help="Use case."),
     texts: list[str] = typer.Argument(help="One or more texts."),
     url: str = typer.Option("", help="Address of a gateway or a Bento; default: this machine's gateway."),
-    token: str = typer.Option("", help="Bearer token or API key, where the gateway asks for one."),
+    token: str = typer.Option("", help="Bearer token or API key; default: LEITSTAND_ACCESS__CLIENT_KEY."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Classify texts: label, calibrated score, abstention, version, time, and the id to explain the answer by."""
@@ -68,6 +68,8 @@ def _ask(settings: Settings, name: str, texts: list[str], url: str, token: str) 
     """Asks `url`; without one the gateway, and where none runs the use case's Bento."""
     from leitstand.commands.local import gateway_url
 
+    if not token and settings.access.client_key:
+        token = settings.access.client_key.get_secret_value()
     if url:
         return _post(url, name, texts, token)
     try:
