@@ -9,8 +9,7 @@ same moment. Half-open it lets `probes` calls through at once, and closes after 
 calls that began in an earlier state say nothing any more. Nothing waits here, and time and chance are
 arguments. One event loop owns a breaker: it is not safe with threads.
 
-Of the libraries looked at, pybreaker, aiobreaker and purgatory count failures in a row only, admit one trial or
-any number of them, and reopen after a constant time; this is half the size of any of them.
+ADR 14 says why this is none of the libraries.
 """
 
 from collections.abc import Callable
