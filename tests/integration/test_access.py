@@ -1,5 +1,6 @@
 """A protected gateway as a process: keys that come and go, tokens of this machine, TLS on both sides, and exposure."""
 
+import io
 import json
 import os
 import re
@@ -8,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,7 @@ from joserfc.jwe import JWERegistry, decrypt_compact, encrypt_compact
 from joserfc.jwk import ECKey
 
 from governance.routes.opening import open_route_store
+from leitstand.cli import main
 from leitstand.errors import TransientBackendError
 from leitstand.own_calls import ask_gateway
 from leitstand.settings import AccessSettings, Settings
@@ -32,11 +35,26 @@ REQUIRED = {"LEITSTAND_ACCESS__MODE": "required"}
 BODY = {"texts": ["a card"]}
 
 
-def leitstand(home: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "leitstand.cli", *arguments], capture_output=True, text=True, check=False, timeout=120,
-        env=os.environ | {"LEITSTAND_HOME": str(home)} | settings,
-    )  # fmt: skip
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def leitstand(home: Path, *arguments: str, **settings: str) -> Done:
+    """Runs the command in this process: starting another costs more than what it does."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["leitstand", *arguments])
+        for name, value in {"LEITSTAND_HOME": str(home), **settings}.items():
+            patch.setenv(name, value)
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def new_key(home: Path, *scopes: str) -> tuple[str, str]:
@@ -159,7 +177,10 @@ def test_limits_hold_before_anything_is_parsed(gateway: Gateway) -> None:
 def test_a_gateway_that_would_be_open_to_strangers_does_not_start(
     tmp_path: Path, settings: dict[str, str], saying: str
 ) -> None:
-    done = leitstand(tmp_path, "gateway", "--port", str(free_ports(1)[0]), **settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "leitstand.cli", "gateway", "--port", str(free_ports(1)[0])], capture_output=True,
+        text=True, check=False, timeout=120, env=os.environ | {"LEITSTAND_HOME": str(tmp_path)} | settings,
+    )  # fmt: skip
     assert done.returncode == 2 and saying in done.stderr, done.stderr
     assert "Fix:" in done.stderr
 
@@ -198,9 +219,12 @@ def test_tls_in_front_and_mutual_tls_behind(tmp_path: Path) -> None:
                 "LEITSTAND_TLS__UPSTREAM_CA": str(ours.file), "LEITSTAND_TLS__UPSTREAM_CERT": str(shown.cert),
                 "LEITSTAND_TLS__UPSTREAM_KEY": str(shown.key),
             }  # fmt: skip
-            with _https_gateway(home, trusting, **tls) as gateway_url:
-                response = httpx.post(f"{gateway_url}/v1/support/predict", json=BODY, verify=trusting, timeout=30)
+            asked = shown is client
+            tls |= {"LEITSTAND_TLS__CLIENT_CA": str(ours.file)} if asked else {}
+            with _https_gateway(home, showing, **tls) as gateway_url:
+                response = httpx.post(f"{gateway_url}/v1/support/predict", json=BODY, verify=showing, timeout=30)
                 assert response.status_code == expected, response.text
+                assert _answers(gateway_url, trusting) != asked, "a certificate is asked for"
                 assert "strict-transport-security" in response.headers
                 assert not answers(gateway_url.replace("https", "http") + "/readyz")
 
