@@ -102,37 +102,14 @@ def entry_of(exchange: Exchange, *, content: bool = True) -> Entry:
         exchange: After its last stage but this one.
         content: Whether texts and answer are kept.
     """
-    ended, caller, used, error = datetime.now(UTC), exchange.caller, exchange.usage, exchange.error
+    ended, caller = datetime.now(UTC), exchange.caller
     known = caller.subject if caller.method != "anonymous" else ""
     subject = exchange.subject or known
     said: dict[str, Any] = exchange.notes.get("audit", {})
-    status, problem = _outcome(exchange)
-    parameters = getattr(exchange.payload, "parameters", None)
-    facts = {
-        "request_id": exchange.request_id,
-        "started_at": ended - timedelta(seconds=perf_counter() - exchange.arrived),
-        "ended_at": ended,
-        "tenant": caller.tenant,
-        "method": caller.method,
-        "key_id": caller.key_id,
-        "use_case": exchange.use_case[:128],
-        "route": exchange.route,
-        "version": exchange.version,
-        "bento": said.get("bento", ""),
-        "path": exchange.path[:256],
-        "parameters": said.get("parameters") or (parameters() if parameters is not None else {}),
-        "sources": said.get("sources", ()),
-        "verdicts": exchange.verdicts,
-        "policy": exchange.policy_digest,
-        "tokens_in": used.tokens_in,
-        "tokens_out": used.tokens_out,
-        "cost_micros": used.cost_micros,
-        "status": status,
-        "problem": problem,
-    }
-    entry = Entry(Scope(caller.tenant, subject, None if subject else ended.date()), facts)
-    if subject or known:
+    entry = Entry(Scope(caller.tenant, subject, None if subject else ended.date()), _facts(exchange, said, ended))
+    if subject:
         entry.who = Content("json", {"subject": exchange.subject, "caller": known})
+    error = exchange.error
     if content and (not isinstance(error, TURNED_AWAY) or isinstance(error, ContentBlocked)):
         entry.input, entry.output = _input(exchange), _output(exchange, said)
     return entry
@@ -155,6 +132,35 @@ def audit_specs(settings: Settings) -> Callable[[str], AuditSpec]:
         return found
 
     return spec
+
+
+def _facts(exchange: Exchange, said: dict[str, Any], ended: datetime) -> dict[str, Any]:
+    """Everything that is not encrypted."""
+    caller, used = exchange.caller, exchange.usage
+    status, problem = _outcome(exchange)
+    parameters = getattr(exchange.payload, "parameters", None)
+    return {
+        "request_id": exchange.request_id,
+        "started_at": ended - timedelta(seconds=perf_counter() - exchange.arrived),
+        "ended_at": ended,
+        "tenant": caller.tenant,
+        "method": caller.method,
+        "key_id": caller.key_id,
+        "use_case": exchange.use_case[:128],
+        "route": exchange.route,
+        "version": exchange.version,
+        "bento": said.get("bento", ""),
+        "path": exchange.path[:256],
+        "parameters": said.get("parameters") or (parameters() if parameters is not None else {}),
+        "sources": said.get("sources", ()),
+        "verdicts": exchange.verdicts,
+        "policy": exchange.policy_digest,
+        "tokens_in": used.tokens_in,
+        "tokens_out": used.tokens_out,
+        "cost_micros": used.cost_micros,
+        "status": status,
+        "problem": problem,
+    }
 
 
 def _outcome(exchange: Exchange) -> tuple[int, str]:

@@ -10,8 +10,9 @@ Backups of this file outlive an erasure: keep them no longer than you promise to
 import base64
 import hmac
 import os
+import sqlite3
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ __all__ = ["KeyStore", "Scope", "SubjectKey", "open_keys"]
 
 NONCE = 12
 KEY = 32
-CACHED = 20_000
+CACHED = 5_000
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS subjects (
     lookup BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, wrapped BLOB NOT NULL, created_at TEXT NOT NULL
@@ -149,23 +150,33 @@ class KeyStore:
         self._file.close()
 
     def _fetch(self, scopes: Collection[Scope]) -> dict[Scope, SubjectKey]:
-        found: dict[Scope, SubjectKey] = {}
-        with self._file.transaction() as connection:
-            for scope in scopes:
-                lookup = self._lookup(scope)
-                query = "SELECT name, wrapped FROM subjects WHERE lookup = ?"
-                row = connection.execute(query, (lookup,)).fetchone()
-                if row is not None:
-                    found[scope] = self._unwrap(*row)
-                    continue
-                name, secret = f"{'s' if scope.subject else 't'}-{os.urandom(16).hex()}", os.urandom(KEY)
-                nonce = os.urandom(NONCE)
-                wrapped = nonce + self._wrap.encrypt(nonce, secret, name.encode())
-                connection.execute(
-                    "INSERT INTO subjects VALUES (?, ?, ?, ?)", (lookup, name, wrapped, utc_now().isoformat())
-                )
-                found[scope] = SubjectKey(name, secret)
+        lookups = {scope: self._lookup(scope) for scope in scopes}
+        with self._file.reading() as connection:
+            found = self._known(connection, lookups)
+        if len(found) < len(lookups):
+            with self._file.transaction() as connection:
+                missing = {scope: lookup for scope, lookup in lookups.items() if scope not in found}
+                found |= self._known(connection, missing)  # another process may have been quicker
+                for scope, lookup in missing.items():
+                    if scope not in found:
+                        found[scope] = self._make(connection, scope, lookup)
         return found
+
+    def _known(self, connection: sqlite3.Connection, lookups: Mapping[Scope, bytes]) -> dict[Scope, SubjectKey]:
+        query = "SELECT name, wrapped FROM subjects WHERE lookup = ?"
+        rows = ((scope, connection.execute(query, (lookup,)).fetchone()) for scope, lookup in lookups.items())
+        return {scope: self._unwrap(*row) for scope, row in rows if row is not None}
+
+    def _make(self, connection: sqlite3.Connection, scope: Scope, lookup: bytes) -> SubjectKey:
+        name, secret, nonce = (
+            f"{'s' if scope.subject else 't'}-{os.urandom(16).hex()}",
+            os.urandom(KEY),
+            os.urandom(NONCE),
+        )
+        wrapped = nonce + self._wrap.encrypt(nonce, secret, name.encode())
+        row = (lookup, name, wrapped, utc_now().isoformat())
+        connection.execute("INSERT INTO subjects VALUES (?, ?, ?, ?)", row)
+        return SubjectKey(name, secret)
 
     def _forget_erased(self) -> None:
         """Empties the cache when another process erased something; costs microseconds when nothing was written."""

@@ -6,6 +6,7 @@ older than the trail. Reading does not verify: `governance.audit.verify_standalo
 
 import mmap
 from base64 import b64decode
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -89,6 +90,25 @@ class Reader:
                 hint="the id stands in the answer's header x-request-id; records older than the retention are removed",
             )
         return sorted(found, key=lambda record: record.started_at)
+
+    def newest(self, limit: int) -> list[InferenceRecord]:
+        """The newest inferences, newest first; looks no further back than it must."""
+        found: list[InferenceRecord] = []
+        for chain in self.chains():
+            own: list[InferenceRecord] = []
+            for file in reversed(segments(chain)):
+                tail: deque[bytes] = deque(_whole_lines(file), maxlen=2 * limit)
+                read = [_parse(chain.name, raw, file) for raw in tail if b'"kind":"inference"' in raw]
+                own = [record for record in read if isinstance(record, InferenceRecord)] + own
+                if len(own) >= limit:
+                    break
+            found += own[-limit:]
+        return sorted(found, key=lambda record: record.ended_at, reverse=True)[:limit]
+
+    def count(self, subject: str) -> int:
+        """How many records a subject has, by its name in records."""
+        needle = b'"subject":"%b"' % subject.encode()
+        return sum(1 for chain in self.chains() for file in segments(chain) for _ in _lines_with(file, needle))
 
     def open(self, record: InferenceRecord) -> Opened:
         """Decrypts a record and compares what comes out with its hashes.

@@ -170,8 +170,8 @@ class Trail:
             bodies = self._encoded(chain, [*group, *relaxed])
             if bodies:
                 chain.append(bodies)
-        except Exception as error:
-            _answer(group, _explained(error))
+        except Exception:
+            self._strict.extendleft(reversed(group))  # `_failed` answers them, when `down` says why
             raise
         for _ in relaxed:
             self._relaxed.popleft()

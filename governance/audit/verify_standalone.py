@@ -36,6 +36,7 @@ __all__ = [
     "Problem",
     "Result",
     "Statement",
+    "anchors_in",
     "canonical",
     "frame",
     "genesis",

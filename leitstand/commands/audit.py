@@ -76,7 +76,7 @@ def show(
     from governance.audit.export import row_of
 
     if not request_id:
-        newest = sorted(reader.records(), key=lambda record: record.ended_at, reverse=True)[:limit]
+        newest = reader.newest(limit)
         if as_json:
             typer.echo(json.dumps([row_of(reader, each, clear=False) for each in newest], indent=1))
             return
@@ -134,7 +134,7 @@ def erase_subject(
     name = keys.name_of(scope)
     if name is None:
         raise NotFoundError(f"Tenant '{tenant}' has no subject of that name in the trail", hint="look at --tenant")
-    count = sum(record.subject == name for record in reader.records())
+    count = reader.count(name)
     if not dry_run:
         note(settings, "erasing", subject=name, records=count, actor=_user(), reason=reason)
         keys.erase(scope)

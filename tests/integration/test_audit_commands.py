@@ -236,3 +236,24 @@ def test_an_answer_leads_to_its_version_data_code_gates_and_approver(home: Path,
     assert "support:3 as stable" in said and "missing   version support:3" in said
     (shown,) = json.loads(run("r-1", "--json", app=explain.app).stdout)
     assert shown["record"]["request_id"] == "r-1"
+
+
+def test_the_nightly_check_verifies_anchors_and_prunes(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from flows.nightly import _audit
+
+    place = tmp_path / "anchors"
+    settings = Settings(home=tmp_path, audit=AuditSettings(retention_days=10, anchors=str(place)))
+    loop: Any = SimpleNamespace(adapters=SimpleNamespace(settings=settings))
+    assert _audit(loop, utc_now()).outcome == "skipped"
+    old_trail(tmp_path / "audit", 20)
+    first = _audit(loop, utc_now())
+    assert first.outcome == "ok" and "1 heads anchored" in first.text and " 0 records past" not in first.text
+    assert _audit(loop, utc_now()).outcome == "ok"
+    file = segments(only_chain(tmp_path / "audit"))[0]
+    content = bytearray(file.read_bytes())
+    content[200] ^= 1
+    file.write_bytes(content)
+    assert _audit(loop, utc_now()).outcome == "degraded"
