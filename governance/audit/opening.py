@@ -63,7 +63,11 @@ def note(settings: Settings, kind: str, **details: object) -> None:
     """
     try:
         chain = Chain.take(trail_folder(settings), open_trail_signer(settings))
-        chain.append([event(kind, **details)])
+        try:
+            chain.append([event(kind, **details)])
+        except BaseException:
+            chain.abandon()
+            raise
         chain.close(time.monotonic())
     except OSError as error:
         raise PermanentBackendError(
