@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from leitstand import __version__
 from leitstand.errors import LeitstandError
@@ -59,12 +59,15 @@ class LazyGroup(TyperGroup):
         """Names in the order of `COMMANDS`."""
         return list(COMMANDS)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The help lines of `COMMANDS`."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Imports the module of a command and returns the command."""
         if cmd_name not in COMMANDS:
             return None
-        if _only_listing():
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
         module = importlib.import_module(f"leitstand.commands.{COMMANDS[cmd_name][0]}")
         module.app.rich_markup_mode = None  # plain help: the same text in a terminal, a pipe and the docs
         command: Any = typer.main.get_command(module.app)
@@ -73,10 +76,6 @@ class LazyGroup(TyperGroup):
         command.name = cmd_name
         command.help = command.help or COMMANDS[cmd_name][1]
         return command
-
-
-def _only_listing() -> bool:
-    return all(argument.startswith("-") for argument in sys.argv[1:])
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ same moment. Half-open it lets `probes` calls through at once, and closes after 
 calls that began in an earlier state say nothing any more. Nothing waits here, and time and chance are
 arguments. One event loop owns a breaker: it is not safe with threads.
 
-ADR 14 says why this is none of the libraries.
+ADR 15 says why this is none of the libraries.
 """
 
 from collections.abc import Callable
