@@ -18,12 +18,14 @@ import structlog
 from pydantic import ValidationError
 
 from leitstand import __version__
+from leitstand.errors import LeitstandError
 from services.asgi import EXCHANGE, ClientGone, read_body, respond
 from services.chat_front import ChatFront
 from services.errors import JSON, HttpError, Response, not_found
 from services.exchange import Exchange, RawPayload, TextPayload
 from services.gateway_metrics import REFUSED
 from services.gateway_wiring import Gateway
+from services.guarded import Guarded
 from services.json_depth import refuse_deep
 from services.predictions import predictions_of
 from services.problems import problem, problem_for, protocol_error
@@ -38,7 +40,6 @@ __all__ = ["Front"]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PASSED_ON = {b"content-type", b"content-encoding", HEAD_BYTES.encode(), b"traceparent", b"tracestate"}
 OK = 200
@@ -50,11 +51,11 @@ class Front:
     """Answers the hot paths and passes everything else to `app`.
 
     Args:
-        app: The FastAPI application.
+        app: The FastAPI application behind its guard.
         gateway: The parts it answers with, and its limits.
     """
 
-    def __init__(self, app: App, gateway: Gateway) -> None:
+    def __init__(self, app: Guarded, gateway: Gateway) -> None:
         self._app = app
         self._inference = gateway.inference
         self._recent = gateway.recent
@@ -93,13 +94,14 @@ class Front:
         self.draining = True
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-        """Hands FastAPI a body that was read already, because it would read any length."""
+        """Hands FastAPI a body that was read already, because it would read any length; a stranger's is not read."""
         try:
+            await self._app.check(scope)
             body = await read_body(receive, dict(scope["headers"]), limit)
             refuse_deep(body, self._max_depth)
         except ClientGone:
             return
-        except HttpError as error:
+        except (HttpError, LeitstandError) as error:
             await respond(send, problem_for(error))
             return
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])

@@ -41,14 +41,23 @@ class Guarded:
             await self._app(scope, receive, send)
             return
         try:
-            await self._check(scope)
+            await self.check(scope)
         except Exception as error:  # the boundary: whatever it is, the caller gets an answer, and not the route's
             await respond(send, problem_for(error))
             return
         await self._app(scope, receive, send)
 
-    async def _check(self, scope: Scope) -> None:
+    async def check(self, scope: Scope) -> None:
+        """Returns when the request may go on; asked again about the same request, it remembers.
+
+        Raises:
+            AuthenticationFailed: Nobody we know asks.
+            PolicyDenied: Somebody who may not.
+            TransientBackendError: It cannot be checked now.
+        """
         path = scope["path"]
+        if CALLER in scope.get("state", {}):
+            return
         if path.rstrip("/") == "/metrics":
             if self._metrics == "off":
                 raise not_found("no such path: /metrics")
@@ -57,8 +66,8 @@ class Guarded:
         if self._open:
             return
         caller = await self._access.identify(dict(scope["headers"]))
-        scope.setdefault("state", {})[CALLER] = caller
         self._permit(caller, path)
+        scope.setdefault("state", {})[CALLER] = caller
 
     def _permit(self, caller: Caller, path: str) -> None:
         match [part for part in path.split("/") if part]:

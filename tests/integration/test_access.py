@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -148,6 +149,15 @@ def test_an_encrypted_request_is_answered_encrypted(gateway: Gateway) -> None:
     assert response.status_code == 200 and response.headers["content-type"] == "application/jose"
     document = json.loads(decrypt_compact(response.content, mine, registry=registry).plaintext or b"")
     assert document["predictions"][0]["label"] == "card"
+
+
+@pytest.mark.parametrize("action", ["jobs", "feedback"])
+def test_a_strangers_body_is_not_waited_for(gateway: Gateway, action: str) -> None:
+    address = httpx.URL(gateway.url)
+    head = f"POST /v1/support/{action} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+    with socket.create_connection((address.host, address.port or 80), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
 
 
 def test_limits_hold_before_anything_is_parsed(gateway: Gateway) -> None:
