@@ -9,6 +9,7 @@ FastAPI's routing, request objects and response models cost several times as muc
 its documentation lists these paths all the same (`services.gateway_docs`). Everything else is FastAPI's.
 """
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -128,10 +129,8 @@ class Front:
             scope[EXCHANGE] = exchange
             reply = await self._inference.run(exchange)
             if reply.status == OK:
-                labels = exchange.predictions().labels
-                self._recent.add(
-                    request_id, RecentAnswer(use_case, len(texts), exchange.version, exchange.route, labels)
-                )
+                said = tuple(map(sys.intern, exchange.predictions().labels))  # the same few words, kept many times
+                self._recent.add(request_id, RecentAnswer(use_case, len(texts), exchange.version, exchange.route, said))
                 response: Response = (OK, [JSON], _predictions(exchange, asked.top_k))
             else:
                 response = problem(reply.status, _reason(reply), request_id=request_id)
