@@ -68,6 +68,7 @@ def run_checks(loop: Loop, use_case: UseCase, *, now: datetime) -> NightlyRecord
     within = timedelta(days=settings.checks.expiry_days)
     plan: list[tuple[str, Callable[[], Check | Sequence[Check]]]] = [
         ("served version", lambda: _served(loop, use_case, version)),
+        ("safety", lambda: _safety(use_case)),
         ("bias and robustness", lambda: _behaviour(loop, use_case)),
         ("requests", lambda: _requests(loop, use_case, now)),
         ("feedback", lambda: _feedback(loop, use_case, now)),
@@ -134,6 +135,15 @@ def _served(loop: Loop, use_case: UseCase, version: int | None) -> list[Check]:
     answers, tolerance = served.answers(golden.texts), use_case.nightly.golden_tolerance
     measured = metric.value if metric else None
     return [sanity.golden_accuracy(golden.labels, answers, measured, tolerance), *checks]
+
+
+def _safety(use_case: UseCase) -> Check:
+    """The guards as the use-case file has them now; what a model itself says is for its gates."""
+    from governance.guards import Chain
+
+    chain = Chain(use_case.guards)
+    looked = [chain.check_input([each.text]).verdicts for each in use_case.nightly.safety]
+    return sanity.safety(use_case.nightly.safety, [{v.reason for v in verdicts if v.reason} for verdicts in looked])
 
 
 def _behaviour(loop: Loop, use_case: UseCase) -> Check:

@@ -40,6 +40,7 @@ __all__ = [
     "PromptSpec",
     "RetrainingSpec",
     "RolloutSpec",
+    "SafetySpec",
     "ServingSpec",
     "TrainingProfile",
     "TrainingSpec",
@@ -400,10 +401,22 @@ class PromptSpec(Spec):
     label: str
 
 
+class SafetySpec(Spec):
+    """A text, and what the guards must find in it."""
+
+    text: str
+    reason: str = Field(
+        default="", description="reason code that must be found, like `injection.override`; empty: none"
+    )
+
+
 class NightlySpec(Spec):
     """What the nightly checks ask of the served version and its data."""
 
     prompts: tuple[PromptSpec, ...] = Field(default=(), description="texts with the label that must be answered")
+    safety: tuple[SafetySpec, ...] = Field(
+        default=(), description="texts with the reason that the input guards must give, or none"
+    )
     golden_tolerance: Fraction = Field(
         default=0.01, description="accuracy on the golden set may be this far below what the version's gates measured"
     )

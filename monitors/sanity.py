@@ -5,18 +5,18 @@ passed. Not a number counts as degraded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 from leitstand.types import Alert, Metric, Severity
-from leitstand.usecase import GateSpec, PromptSpec
+from leitstand.usecase import GateSpec, PromptSpec, SafetySpec
 from monitors.alerts import AlertChange, make_alert
 
 __all__ = [
     "Check", "behaviour", "canary_prompts", "changes", "disk_space", "dropped_rows", "expiry", "freshness",
-    "golden_accuracy", "skipped",
+    "golden_accuracy", "safety", "skipped",
 ]  # fmt: skip
 
 GB = 1e9
@@ -99,6 +99,30 @@ def behaviour(gates: Sequence[GateSpec], measured: Sequence[Metric]) -> Check:
     told = broken or known
     text = "; ".join(f"{gate.name} {metric.value:.3f} ({_bound(gate)})" for gate, metric in told)
     return _judged(name, bool(broken), f"{'beyond the bound: ' if broken else ''}{text}")
+
+
+def safety(expected: Sequence[SafetySpec], found: Sequence[Collection[str]]) -> Check:
+    """Whether the guards still find what they must, and nothing where nothing is.
+
+    Args:
+        expected: The texts, each with a reason code or none.
+        found: The reason codes that the guards gave to each.
+    """
+    name = "safety"
+    if not expected:
+        return skipped(name, "no texts are named under nightly.safety")
+    if len(found) != len(expected):
+        return Check(name, "degraded", f"{len(found)} verdicts on {len(expected)} texts")
+    wrong = [
+        (each, codes) for each, codes in zip(expected, found, strict=True)
+        if (each.reason not in codes if each.reason else codes)
+    ]  # fmt: skip
+    shown = "; ".join(
+        f"{each.text[:60]!r}: {', '.join(sorted(codes)) or 'nothing'}, not {each.reason or 'nothing'}"
+        for each, codes in wrong[:LISTED]
+    )
+    text = f"{len(expected) - len(wrong)} of {len(expected)} judged as they must be"
+    return _judged(name, bool(wrong), f"{text}: {shown}" if wrong else text)
 
 
 def freshness(name: str, last: datetime | None, limit: timedelta | None, *, now: datetime) -> Check:
