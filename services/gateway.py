@@ -150,7 +150,14 @@ def _answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(HttpError, handler(problem_for))
     app.add_exception_handler(Overloaded, handler(problem_for))
     app.add_exception_handler(RequestValidationError, handler(lambda error: problem(422, _mistakes(error))))
-    app.add_exception_handler(HTTPException, handler(lambda error: problem(error.status_code, str(error.detail))))
+    app.add_exception_handler(HTTPException, handler(_refused))
+
+
+def _refused(error: HTTPException) -> RawResponse:
+    """FastAPI calls bytes that are no text a bad request; here they are not valid, like all that is no JSON."""
+    if error.status_code == 400:  # noqa: PLR2004
+        return problem(422, "the body is not JSON")
+    return problem(error.status_code, str(error.detail))
 
 
 def _mistakes(error: RequestValidationError) -> str:

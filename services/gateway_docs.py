@@ -48,8 +48,8 @@ ASKED = [
      "description": "W3C trace context, continued and handed on"},
 ]  # fmt: skip
 FASTAPI = {
-    "/v1/{use_case}/feedback": ("feedback", 401, 403, 404, 409, 413, 422, 431, 503),
-    "/v1/{use_case}/jobs": ("jobs", 401, 403, 404, 409, 413, 422, 429, 431, 503),
+    "/v1/{use_case}/feedback": ("feedback", 400, 401, 403, 404, 409, 413, 422, 431, 503),
+    "/v1/{use_case}/jobs": ("jobs", 400, 401, 403, 404, 409, 413, 422, 429, 431, 503),
     "/v1/{use_case}/jobs/{job_id}": ("jobs", 401, 403, 404, 409, 413, 431, 503),
     "/v1/{use_case}/jobs/{job_id}/result": ("jobs", 401, 403, 404, 409, 431, 503),
     "/v1/{use_case}/jobs/{job_id}/events": ("jobs", 401, 403, 404, 429, 431, 503),

@@ -221,6 +221,13 @@ def test_garbage_is_refused_with_a_reason(gateway: Gateway, upstreams: list[Upst
     assert gateway.predict("a").status_code == 200
 
 
+def test_feedback_that_is_no_text_is_not_valid(gateway: Gateway) -> None:
+    response = httpx.post(
+        f"{gateway.url}/v1/support/feedback", content=b"[\xff", headers={"content-type": "application/json"}
+    )
+    assert (response.status_code, response.json()["detail"]) == (422, "the body is not JSON")
+
+
 @pytest.mark.parametrize("path", ["/v1/support/predict", "/v2/models/support/infer", "/v1/support/feedback"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_ten_megabytes_are_refused(gateway: Gateway, upstreams: list[Upstream], path: str, chunked: bool) -> None:
