@@ -25,7 +25,7 @@ from tests.servers import S3Server
 MEBIBYTE = 2**20
 REF = ModelRef.parse("support:1")
 PUSH = """
-import sys
+import sys, time
 from pathlib import Path
 from leitstand.settings import S3Settings
 from leitstand.types import ModelRef
@@ -36,7 +36,9 @@ from tests.models_for_tests import candidate
 registry = InMemoryRegistry()
 version = registry.register(candidate(Path(sys.argv[1])))
 settings = S3Settings(endpoint_url=sys.argv[3], multipart_bytes=5 * 2**20)
-push_version(registry, version.ref, open_location(sys.argv[2], settings))
+store = open_location(sys.argv[2], settings)
+store._client.meta.events.register("before-call.s3.UploadPart", lambda **_: time.sleep(0.5))  # time to be killed in
+push_version(registry, version.ref, store)
 """
 
 
@@ -143,12 +145,14 @@ def kill_while_uploading(model: Path, prefix: str, server: S3Server, store: Blob
         [sys.executable, "-W", "ignore", "-c", PUSH, str(model), prefix, server.settings.endpoint_url],
         stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while parts_held(store) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        deadline = time.monotonic() + 60
+        while parts_held(store) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
     held = parts_held(store)
     assert held < 12
