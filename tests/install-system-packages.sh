@@ -25,7 +25,10 @@ wanted=$(missing)
 [ -n "$wanted" ] || exit 0
 if command -v apt-get >/dev/null; then
   echo "Installing for the tests: $wanted"
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $wanted >/dev/null || true
+  apt-get update -qq
+  for package in $wanted; do  # one by one: some builds of nodejs bring npm, and refuse the package of that name
+    has "$package" || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package" >/dev/null || true
+  done
 fi
 wanted=$(missing)
 [ -z "$wanted" ] || { echo "Missing: $wanted-- install them; the tests start their own servers and a browser"; exit 1; }
