@@ -1,13 +1,13 @@
 """`leitstand audit`: verify, show, export, anchor and prune the audit trail; erase a subject; bundle evidence."""
 
-import getpass
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from leitstand.commands.arguments import current_user, moment_of
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, IntegrityError, NotFoundError
 from leitstand.settings import Settings, apply_environment, load_settings
@@ -136,7 +136,7 @@ def erase_subject(
         raise NotFoundError(f"Tenant '{tenant}' has no subject of that name in the trail", hint="look at --tenant")
     count = reader.count(name)
     if not dry_run:
-        note(settings, "erasing", subject=name, records=count, actor=_user(), reason=reason)
+        note(settings, "erasing", subject=name, records=count, actor=current_user(), reason=reason)
         keys.erase(scope)
     typer.echo(f"{count:,} records of {name} {'would be' if dry_run else 'are'} unreadable", err=True)
 
@@ -221,17 +221,4 @@ def open_reader(settings: Settings) -> "Reader":
 
 
 def _moment(text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(f"'{text}' is no moment", hint="write it like 2026-11-24T14:03") from error
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+    return moment_of(text) if text else None

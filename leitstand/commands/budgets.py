@@ -1,7 +1,6 @@
 """`leitstand budgets`: what was used of each limit today, and exceptions for the rest of a day, with a reason."""
 
 import asyncio
-import getpass
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from governance.budgets.opening import open_budget_store
 from governance.budgets.plans import Plans
 from governance.budgets.port import BudgetChange, BudgetStore, Charge, Level
 from governance.budgets.pricing import micros
+from leitstand.commands.arguments import current_user
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.settings import Settings, load_settings
@@ -116,7 +116,7 @@ def _change(
             names = sorted({found.name for found, _, charge in rows if charge.kind == "d"})
             raise NotFoundError(f"There is no limit {scope}.{limit}_per_day", hint=f"there are: {', '.join(names)}")
         record = BudgetChange(
-            at=utc_now(), actor=actor or _user(), action=action, key=fitting[0].key, amount=amount, reason=reason
+            at=utc_now(), actor=actor or current_user(), action=action, key=fitting[0].key, amount=amount, reason=reason
         )
         if action == "grant":
             await store.grant(fitting[0], record)
@@ -184,10 +184,3 @@ def _row(limit: Limit, who: str, charge: Charge, level: Level) -> dict[str, Any]
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"

@@ -3,7 +3,6 @@
 A version is named ``NAME:VERSION`` or ``NAME@ALIAS``. What changes something takes ``--dry-run``.
 """
 
-import getpass
 import json
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from leitstand.commands.arguments import current_user, moment_of
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.events import AliasMoved, announce, configure_logging
@@ -94,7 +94,7 @@ def promote(
             check(version, attached_gate_report(registry, version))
         typer.echo(f"would point {version.name}@{alias} at {version.ref}", err=True)
         return
-    entry = move(registry, version.ref, alias, actor=actor or _user(), reason=reason, force=force)
+    entry = move(registry, version.ref, alias, actor=actor or current_user(), reason=reason, force=force)
     _announce(settings, entry)
 
 
@@ -116,7 +116,7 @@ def rollback(
     if dry_run and (target := previous_holder(entries, name, alias)) is not None:
         typer.echo(f"would point {name}@{alias} at {name}:{target}", err=True)
         return
-    entry = roll_back(registry, entries, name, alias, actor=actor or _user(), reason=reason)
+    entry = roll_back(registry, entries, name, alias, actor=actor or current_user(), reason=reason)
     _announce(settings, entry)
 
 
@@ -229,20 +229,7 @@ def _announce(settings: Settings, entry: LedgerEntry) -> None:
 
 
 def _moment(text: str) -> datetime:
-    if not text:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(f"--at: '{text}' is no moment", hint="write it like 2026-11-24T14:03") from error
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+    return moment_of(text, "--at") if text else datetime.now(UTC)
 
 
 def _number(version: int | None) -> str:

@@ -1,6 +1,5 @@
 """`leitstand routes`: who answers a use case, and in which shares. Gateways see a change within a second."""
 
-import getpass
 import json
 from typing import Any
 
@@ -8,6 +7,7 @@ import typer
 
 from governance.routes.opening import open_route_store
 from governance.routes.targets import read_target, write_target
+from leitstand.commands.arguments import current_user
 from leitstand.commands.output import print_table
 from leitstand.errors import ConfigurationError, NotFoundError
 from leitstand.settings import load_settings
@@ -61,7 +61,7 @@ def set_routes(
     """Change the routes of a use case; what is not named stays as it is."""
     store = open_route_store(load_settings())
     before = store.read(name)
-    changes: dict[str, Any] = {"changed_at": utc_now(), "actor": actor or _user(), "reason": reason}
+    changes: dict[str, Any] = {"changed_at": utc_now(), "actor": actor or current_user(), "reason": reason}
     if stable:
         changes["stable"] = read_target(stable)
     for key, value in (("canary", canary), ("shadow", shadow), ("fallback", fallback)):
@@ -130,10 +130,3 @@ def _row(table: RouteTable) -> list[str]:
         who(table.fallback), ", ".join(f"{name}: {who(route.target)}" for name, route in table.tenants.items()) or "–",
         f"{table.changed_at:%Y-%m-%d %H:%M:%S}", table.actor, table.reason,
     ]  # fmt: skip
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
